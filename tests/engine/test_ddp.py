@@ -1,0 +1,56 @@
+"""Two gloo processes learn and score what one process does on the same data."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def train(config: Path, run: Path, *overrides: str) -> None:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    environment.pop("MASTER_PORT", None)
+    words = [sys.executable, str(TOOL), str(config), "--run", str(run), "--trainer.log_every_n_steps=1"]
+    done = subprocess.run([*words, *overrides], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+
+
+def scores(run: Path) -> list[tuple[float, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [
+            (float(row["score/accuracy"]), float(row["score/images"]))
+            for row in csv.DictReader(file)
+            if row["score/accuracy"]
+        ]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_two_processes_equal_one(toy_config: Path, tmp_path: Path) -> None:
+    common = ["--data.shuffle=false", "--model.dropout=0", "--model.lr=0.05"]
+    train(toy_config, tmp_path / "one", *common, "--data.batch_size=8")
+    train(
+        toy_config,
+        tmp_path / "two",
+        *common,
+        "--data.batch_size=4",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    )
+    one, two = (torch.load(tmp_path / n / "last.ckpt", weights_only=True) for n in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 9
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], tensor, atol=1e-5, rtol=1e-4)
+    assert scores(tmp_path / "two") == scores(tmp_path / "one")
+    assert scores(tmp_path / "two")[-1][1] == 9  # nine images on two processes: none is counted twice
+    assert len(list((tmp_path / "two").glob("student-*.safetensors"))) == 1

@@ -1,0 +1,55 @@
+"""vlkd: distil vision-language models into small students, and use the students."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlkd.infer import Predictor
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "__version__", "list_methods", "list_models", "load"]
+
+
+def load(path_or_name: str) -> Any:
+    """The model of a bundle file or zoo name: a Predictor for a segmentor, a CLIPTower for a CLIP.
+
+    Raises UserError when the file or name is unknown, damaged, or of a kind that cannot be used by itself.
+    """
+    from vlkd.engine.bundle import read_card
+    from vlkd.engine.hub import resolve
+    from vlkd.errors import UserError
+
+    path = resolve(path_or_name)
+    kind = read_card(path)["kind"]
+    if kind == "segmentor":
+        from vlkd.infer import Predictor
+
+        return Predictor.from_bundle(path)
+    if kind == "clip":
+        from vlkd.models.clip import build_clip
+
+        return build_clip(str(path))
+    raise UserError(f"{path}: bundle of kind {kind!r}, expected 'segmentor' or 'clip'; update vlkd to use it")
+
+
+def list_methods() -> list[str]:
+    """Names of the distillation methods, sorted."""
+    from vlkd.methods import list_methods
+
+    return list_methods()
+
+
+def list_models() -> list[str]:
+    """Names of the models in model_zoo/manifest.yaml, sorted. Raises UserError when there is no manifest."""
+    from vlkd.engine.hub import list_models
+
+    return list_models()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Predictor":
+        from vlkd.infer import Predictor
+
+        return Predictor
+    raise AttributeError(f"module 'vlkd' has no attribute {name!r}")

@@ -1,0 +1,35 @@
+"""What a model sees: data sets of images with segments, and the LightningDataModules over them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Segment": "sample",
+    "SegmentationSample": "sample",
+    "SegmentationDataset": "sample",
+    "void_label": "sample",
+    "FolderSegmentation": "folder",
+    "CocoPanoptic": "coco",
+    "open_segmentation": "layouts",
+    "apply_split": "splits",
+    "resolve_novel": "splits",
+    "DatasetView": "splits",
+    "check_dataset": "check",
+    "TrainTransform": "transforms",
+    "collate": "transforms",
+    "SegmentationModuleBase": "module",
+    "SegmentationData": "module",
+    "WorldSegmentationData": "world_module",
+    "WorldCaptionData": "world_module",
+    "CaptionData": "world_module",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,25 @@
+"""Reads a whole data set once and lists everything that is wrong with it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from vlkd.data.sample import SegmentationDataset
+
+
+def check_dataset(dataset: SegmentationDataset, title: str = "checking", workers: int = 8) -> list[str]:
+    """Every problem of every sample, one line each, in the data set's order; progress with ETA on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    problems: list[str] = []
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for found in progress.track(
+            pool.map(dataset.check, range(len(dataset))), total=len(dataset), description=title
+        ):
+            problems.extend(found)
+    return problems

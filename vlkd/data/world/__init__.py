@@ -1,0 +1,6 @@
+"""The procedural world: seeded scenes and videos with exact masks and captions, the project's embedded data."""
+
+from vlkd.data.world.names import BACKGROUNDS, NAMES, NOVEL, OBJECTS, THINGS, world_synonyms
+from vlkd.data.world.world import Scene, Video, World
+
+__all__ = ["BACKGROUNDS", "NAMES", "NOVEL", "OBJECTS", "THINGS", "Scene", "Video", "World", "world_synonyms"]

@@ -1,0 +1,1 @@
+"""How it runs: command line, run folders, checkpoints, bundles, zoo."""

@@ -1,0 +1,200 @@
+"""Turns a wrong config into one line: which file and key, and the nearest key that exists."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlkd.errors import UserError
+
+CLASS_KEYS = ("model", "data")  # given as {class_path, init_args}
+
+
+def read_config(path: Path, shown_as: str = "") -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError naming the file, and the line of a syntax error."""
+    import yaml
+
+    name = shown_as or str(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise UserError(
+            f"{name}: cannot be read: {problem.strerror}; expected a config such as configs/gkc/world.yaml"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: not a text file; expected a YAML config") from None
+    except yaml.MarkedYAMLError as problem:
+        line = problem.problem_mark.line + 1 if problem.problem_mark else 1
+        raise UserError(f"{name}:{line}: not valid YAML: {problem.problem}") from None
+    except yaml.YAMLError as problem:
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{name}: expected keys and values (model, data, trainer), found {type(content).__name__}"
+        )
+    return content
+
+
+def check_keys(
+    parser: Any, classes: dict[str, type], content: dict[str, Any], overrides: Sequence[str], name: str
+) -> None:
+    """Raises UserError at the first key of the file or the command line that nothing reads.
+
+    argparse would take `--trainer.max_epoch` for an abbreviation, and jsonargparse answers in ten lines.
+    """
+    options = {option.lstrip("-") for option in parser._option_string_actions}
+    valid = {
+        action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")
+    }
+    for key, base in classes.items():
+        class_path = _class_path(key, content, overrides)
+        if class_path is None:
+            raise UserError(
+                f"{name}: {key}.class_path: missing; expected the path of a class, as in configs/"
+            )
+        found = _import(class_path, base, key, name)
+        valid |= {f"{key}.class_path", f"{key}.init_args"}
+        valid |= {f"{key}.init_args.{argument}" for argument in _arguments_of(found)}
+
+    for key in _leaves(content):
+        if not _is_valid(key, valid):
+            raise UserError(f"{name}: {key}: unknown key{_hint(key, valid)}")
+    for override in overrides:
+        if not override.startswith("--"):
+            continue
+        key = override[2:].split("=", 1)[0].rstrip("+")
+        long = _with_init_args(key)
+        if not _is_valid(long, valid) and (key not in options or "." in key):
+            raise UserError(f"--{key}: unknown key{_hint(long, valid)}")
+
+
+def explain(problem: Exception, name: str) -> UserError:
+    """The one-line form of jsonargparse's message on a value of the wrong type or a missing argument."""
+    message = str(problem)
+    keys = re.findall(r'(?:Parser key|Key) "([^"]+)"', message)
+    key = _with_init_args(".".join(keys)) if keys else ""
+    absent = re.search(r"arguments are required: (.+)", message)
+    if absent:
+        return UserError(
+            f"{name}: {_with_init_args(f'{key}.{absent[1].strip()}')}: missing; the class needs it"
+        )
+    subtypes = re.findall(r"Subtypes: \[(.*)\]", message)
+    expected = re.findall(r"Expected an? (.+?)\. Got value: (.*)", message)
+    if expected:
+        wanted, value = expected[-1]
+        reason = f"expected {_plain(wanted)}, got {value.strip()!r}"
+    elif subtypes and len(keys) == len(subtypes):
+        value = re.findall(r"Given value: (.*)", message)[-1]
+        wanted = " or ".join(_plain(part) for part in subtypes[-1].split(", "))
+        reason = f"expected {wanted}, got {value.strip()!r}"
+    else:
+        inner = re.sub(r"- Expected an? <class 'NoneType'>.*", "", message, flags=re.DOTALL)
+        reason = _plain(" ".join(inner.split()))
+    return UserError(f"{name}: {key + ': ' if key else ''}{reason}")
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
+    return text.replace("NoneType", "null")
+
+
+def _with_init_args(key: str) -> str:
+    """`model.lr` -> `model.init_args.lr`, as the command line may leave the middle out."""
+    head, _, rest = key.partition(".")
+    if head in CLASS_KEYS and rest and rest.split(".")[0] not in ("class_path", "init_args"):
+        return f"{head}.init_args.{rest}"
+    return key
+
+
+def _class_path(key: str, content: dict[str, Any], overrides: Sequence[str]) -> str | None:
+    for place, override in enumerate(overrides):
+        option, _, value = override.partition("=")
+        if option in (f"--{key}", f"--{key}.class_path"):
+            return value or (overrides[place + 1] if place + 1 < len(overrides) else None)
+    section = content.get(key)
+    if isinstance(section, str):
+        return section
+    return section.get("class_path") if isinstance(section, dict) else None
+
+
+def _import(class_path: str, base: type, key: str, name: str) -> type:
+    module, _, attribute = str(class_path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as problem:
+        # A module that exists but fails inside is a fault to be seen, not a misspelt path.
+        missing = getattr(problem, "name", None)
+        if isinstance(problem, ImportError) and missing and not f"{module}.".startswith(f"{missing}."):
+            raise UserError(
+                f"{name}: {key}.class_path: {class_path} needs the package {missing}, not installed"
+            ) from None
+        raise UserError(
+            f"{name}: {key}.class_path: no class {class_path!r}{_hint(str(class_path), _known_classes(key))}"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{name}: {key}.class_path: {class_path} is no {base.__name__}")
+    return found
+
+
+def _known_classes(key: str) -> set[str]:
+    if key == "model":
+        from vlkd.methods import class_paths
+
+        return set(class_paths().values())
+    try:
+        import vlkd.data
+    except ImportError:
+        return set()
+    return {
+        f"vlkd.data.{item}" for item in getattr(vlkd.data, "__all__", dir(vlkd.data)) if item.endswith("Data")
+    }
+
+
+def _arguments_of(found: type) -> set[str]:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(found, fail_untyped=False, sub_configs=True)
+    return {action.dest for action in parser._actions if action.dest != "config" and not action.dest.endswith("help")}
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path
+
+
+def _is_valid(key: str, valid: set[str]) -> bool:
+    """A key is known if it is an argument, a group of arguments, or lies inside one whose type decides."""
+    if key in valid:
+        return True
+    parts = key.split(".")
+    nested = [place for place, part in enumerate(parts) if part in ("class_path", "init_args", "dict_kwargs")]
+    if len(nested) > 0 and nested[-1] > 1 and ".".join(parts[: nested[-1]]) in valid:
+        return True  # a class inside a class: its own arguments are checked by its type
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        group = any(other.startswith(f"{prefix}.") for other in valid)
+        if group:
+            return length == len(parts)
+        if prefix in valid:
+            return True
+    return False
+
+
+def _hint(key: str, valid: Iterable[str]) -> str:
+    last = key.rsplit(".", 1)[-1]
+
+    def likeness(other: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, other).ratio()
+        return max(whole, 0.95 * difflib.SequenceMatcher(None, last, other.rsplit(".", 1)[-1]).ratio())
+
+    best = max(valid, key=likeness, default="")
+    return f"; did you mean {best}?" if best and likeness(best) > 0.55 else ""

@@ -1,0 +1,164 @@
+"""A config made into data module, method and trainer: LightningCLI with one-line errors."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vlkd.engine.callbacks import LAST, LastCheckpoint, PlainProgress, Stop
+from vlkd.engine.config_errors import check_keys, explain, read_config
+from vlkd.engine.resume import ExactResume, make_resumable
+from vlkd.errors import UserError
+from vlkd.methods.base import Distiller
+
+DEFAULTS = {"log_every_n_steps": 10, "num_sanity_val_steps": 0}
+
+
+class Experiment(LightningCLI):
+    """What a config and its overrides describe; nothing is built before it is asked for.
+
+    Raises UserError for a missing file, wrong YAML, an unknown key or a value of the wrong type.
+    """
+
+    def __init__(self, config: Path, overrides: Sequence[str] = (), shown_as: str = "") -> None:
+        self.source = config
+        self.overrides = list(overrides)
+        self.shown_as = shown_as or str(config)
+        quiet_libraries()
+        super().__init__(
+            Distiller,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults=dict(DEFAULTS),
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            run=False,
+        )
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        classes = {"model": Distiller, "data": LightningDataModule}
+        check_keys(parser, classes, read_config(self.source, self.shown_as), self.overrides, self.shown_as)
+        try:
+            self.config = parser.parse_args(["--config", str(self.source), *self.overrides])
+        except (ArgumentError, TypeError, ValueError) as problem:
+            raise explain(problem, self.shown_as) from None
+
+    def instantiate_classes(self) -> None:
+        """Nothing yet: a check needs no model, a bundle brings its own."""
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed_everything"])
+
+    def merged(self) -> dict[str, Any]:
+        """The whole config as plain values, defaults and overrides included."""
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # jsonargparse deprecates its own spelling from version to version
+            text = self.parser.dump(self.config, format="yaml")
+        content = yaml.safe_load(text)
+        content.pop("config", None)
+        return content
+
+    def build_data(self) -> LightningDataModule:
+        """The data module alone."""
+        return self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
+
+    def build_method(self) -> Distiller:
+        """The method alone."""
+        return self.parser.instantiate_classes(Namespace(model=self.config["model"]))["model"]
+
+    def build_trainer(self, callbacks: Sequence[Callback], logger: Any, **more: Any) -> Trainer:
+        """The trainer of the config, with our callbacks beside those of the config."""
+        given = self.parser.instantiate_classes(Namespace(trainer=self.config["trainer"]))[
+            "trainer"
+        ].as_dict()
+        extra = given.pop("callbacks", None) or []
+        given |= more
+        if not sys.stdout.isatty():
+            given["enable_progress_bar"] = False
+        given["callbacks"] = [*(extra if isinstance(extra, list) else [extra]), *callbacks]
+        if given.get("logger") in (None, True):
+            given["logger"] = logger
+        try:
+            return Trainer(**given)
+        except (ValueError, TypeError, MisconfigurationException) as problem:
+            raise UserError(f"{self.shown_as}: trainer: {str(problem).strip().splitlines()[0]}") from None
+
+    def build(self, run: Path, stop: Stop) -> tuple[Trainer, Distiller, LightningDataModule]:
+        """All that training in the run folder needs; `stop` ends it."""
+        data, method = self.build_data(), self.build_method()
+        make_resumable(data)
+        loggers = [
+            CSVLogger(run, name="", version="", flush_logs_every_n_steps=20),
+            TensorBoardLogger(run, name="", version="tensorboard"),
+        ]
+        callbacks: list[Callback] = [ExactResume(), LastCheckpoint(run, stop)]
+        if self.config["trainer"]["enable_progress_bar"] is not False:
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else PlainProgress())
+        return self.build_trainer(callbacks, loggers, default_root_dir=str(run)), method, data
+
+
+def fit(trainer: Trainer, method: Distiller, data: LightningDataModule, checkpoint: Path | None) -> None:
+    """Trains, from the checkpoint if there is one. Raises Interrupted when stopped."""
+    restored: dict[str, Any] = {}
+    if checkpoint:
+        check_checkpoint(checkpoint)
+        restored["ckpt_path"] = checkpoint
+        if "weights_only" in inspect.signature(trainer.fit).parameters:
+            restored["weights_only"] = True
+    trainer.fit(method, datamodule=data, **restored)
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, read without running any code that it might hold.
+
+    Raises UserError for a damaged file and for one that holds more than tensors and plain values. Lightning
+    before 2.6 loads without this guard, so it is called before Lightning sees the file.
+    """
+    path = path / LAST if path.is_dir() else path
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as problem:
+        line = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise UserError(f"{path}: damaged or unsafe checkpoint: {line[:160]}") from None
+
+
+def quiet_libraries() -> None:
+    """Keeps Lightning's notes on hardware, tips and worker counts out of the way of our own lines."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for message in (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*module\\(s\\) in eval mode.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*No seed found.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,106 @@
+"""The run folder: where a run's config, versions, logs, checkpoint and bundle lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vlkd import __version__
+from vlkd.errors import UserError
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "open_clip_torch", "numpy", "safetensors")
+
+
+def new_run_folder(config: Path, chosen: str | None = None) -> Path:
+    """runs/<config stem>/<time>, or the chosen folder. Raises UserError when that already holds a run."""
+    first = is_first_process()
+    if chosen:
+        folder = Path(chosen)
+        if first and (folder / "config.yaml").exists():
+            raise UserError(
+                f"{folder}: already holds a run; continue it with --resume {folder} or choose another --run"
+            )
+        return folder
+    # The processes that Lightning starts for one run take over the name that the first has found.
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / config.stem / (stamp if first else os.environ.get("VLKD_RUN_NAME", stamp))
+    number = 1
+    while first and (folder / "config.yaml").exists():
+        number += 1
+        folder = folder.with_name(f"{stamp}-{number}")
+    os.environ["VLKD_RUN_NAME"] = folder.name
+    return folder
+
+
+def run_to_resume(folder: str) -> Path:
+    """The folder of an earlier run. Raises UserError when it holds no config or checkpoint."""
+    path = Path(folder)
+    for name in ("config.yaml", "last.ckpt"):
+        if not (path / name).is_file():
+            raise UserError(f"{path / name}: missing; --resume expects the folder of a run that has begun")
+    return path
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a distributed run that writes and prints; true in a plain run."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_versions(path: Path, seed: int, command: str) -> None:
+    """Writes versions.json: what is needed to tell two runs apart."""
+    facts: dict[str, Any] = {
+        "vlkd": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    for package in PACKAGES:
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = None
+    facts |= {"seed": seed, "git": git_state(), "command": command}
+    write_text(path, json.dumps(facts, indent=2) + "\n")
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the vlkd checkout and whether it was changed since; None outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel") or "/nowhere") != here:
+            return None
+        return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def command_line() -> str:
+    """The command that started this process, as one would type it."""
+    program = sys.argv[0]
+    if program.endswith("__main__.py"):
+        return shlex.join(["python", "-m", "vlkd", *sys.argv[1:]])
+    if program.endswith(".py"):
+        return shlex.join(["python", os.path.relpath(program), *sys.argv[1:]])
+    return shlex.join([Path(program).name, *sys.argv[1:]])

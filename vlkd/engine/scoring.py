@@ -1,0 +1,139 @@
+"""`vlkd test`: scores a bundle, or the checkpoint of a run, on the validation data of its config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlkd.errors import UserError
+
+if TYPE_CHECKING:
+    from vlkd.engine.experiment import Experiment
+    from vlkd.methods.base import Distiller
+
+
+def test(argv: Sequence[str]) -> int:
+    """Prints the scores with their protocol and writes record.json."""
+    arguments, overrides = _parser().parse_known_args(argv)
+    is_config = Path(arguments.target).suffix in (".yaml", ".yml")
+    if is_config and not arguments.ckpt:
+        raise UserError(
+            f"{arguments.target}: a config has no weights; add --ckpt with a run folder or a bundle"
+        )
+    if is_config:
+        experiment, method, weights = _from_config(Path(arguments.target), arguments.ckpt, overrides)
+    else:
+        experiment, method, weights = _from_bundle(arguments.ckpt or arguments.target, overrides)
+
+    trainer = experiment.build_trainer([], logger=False)
+    data = experiment.build_data()
+    trainer.validate(method, datamodule=data, verbose=False)
+    scores = {
+        key.removeprefix("score/"): float(value)
+        for key, value in trainer.callback_metrics.items()
+        if key.startswith("score/")
+    }
+    if not scores:
+        raise UserError(
+            f"{arguments.target}: {type(method).__name__} logged no score on {type(data).__name__}"
+        )
+    if trainer.is_global_zero:
+        _report(arguments, experiment, method, weights, scores)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlkd test",
+        allow_abbrev=False,
+        usage="%(prog)s BUNDLE|NAME [--out DIR] [--key=value ...]\n       "
+        "%(prog)s CONFIG --ckpt RUN|BUNDLE [--out DIR] [--key=value ...]",
+        description="Scores a student on the validation data of its config, or on --data.KEY=value.",
+    )
+    parser.add_argument("target", metavar="CONFIG|BUNDLE", help="config, bundle file or zoo name")
+    parser.add_argument("--ckpt", metavar="RUN", help="run folder or bundle whose weights are scored")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for record.json (default: runs/test/<name>/<time>)"
+    )
+    return parser
+
+
+def _from_config(config: Path, weights: str, overrides: Sequence[str]) -> tuple[Experiment, Distiller, Path]:
+    from vlkd.engine.bundle import load_bundle
+    from vlkd.engine.experiment import Experiment, check_checkpoint
+
+    experiment = Experiment(config, overrides)
+    path = Path(weights)
+    if path.is_dir():
+        path = path / "last.ckpt"
+    if path.suffix == ".ckpt":
+        state = check_checkpoint(path).get("state_dict")
+        method = experiment.build_method()
+        try:
+            method.load_state_dict(state or {})
+        except RuntimeError as problem:
+            lines = str(problem).splitlines()
+            raise UserError(
+                f"{path}: does not fit {config}: {lines[min(1, len(lines) - 1)].strip()[:200]}"
+            ) from None
+        return experiment, method, path
+
+    from vlkd.engine.hub import resolve
+
+    path = resolve(weights)
+    method = experiment.build_method()
+    method.load_student(load_bundle(path)[1], str(path))
+    return experiment, method, path
+
+
+def _from_bundle(target: str, overrides: Sequence[str]) -> tuple[Experiment, Distiller, Path]:
+    import yaml
+
+    from vlkd.engine.bundle import read_card
+    from vlkd.engine.experiment import Experiment
+    from vlkd.engine.hub import resolve
+    from vlkd.methods.base import Distiller
+
+    path = resolve(target)
+    config = read_card(path).get("config")
+    if not config:
+        raise UserError(f"{path}: the card holds no config; score it with: vlkd test CONFIG --ckpt {path}")
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "config.yaml"
+        written.write_text(yaml.safe_dump(config), encoding="utf-8")
+        experiment = Experiment(written, overrides, shown_as=f"{path} (card)")
+    return experiment, Distiller.from_bundle(path), path
+
+
+def _report(
+    arguments: argparse.Namespace,
+    experiment: Experiment,
+    method: Distiller,
+    weights: Path,
+    scores: dict[str, float],
+) -> None:
+    from vlkd.engine.download import sha256
+    from vlkd.engine.report import print_scores
+    from vlkd.engine.run_folder import command_line, write_text, write_versions
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(arguments.out or Path("runs") / "test" / Path(arguments.target).stem / stamp)
+    folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "weights": os.fspath(weights),
+        "sha256": sha256(weights),
+        "scores": scores,
+        "protocol": method.protocol,
+        "command": command_line(),
+        "config": experiment.merged(),
+    }
+    print_scores(str(weights), scores, method.protocol)
+    write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
+    write_versions(folder / "versions.json", experiment.seed, command_line())
+    print(f"done: {folder / 'record.json'}", flush=True)

@@ -1,0 +1,353 @@
+"""Predictor: a student and its words, from image or video to labels at the original resolution."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vlkd.errors import UserError
+from vlkd.infer.image_io import read_image, to_rgb
+from vlkd.infer.postprocess import semantic_map
+from vlkd.text.class_vectors import ClassVectors, TextEncoder
+from vlkd.text.names import nearest_hint
+from vlkd.text.templates import templates as template_set
+
+Classes: TypeAlias = str | Sequence[str]
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"
+
+_STRIDE = 32
+_LONGEST = 4  # long side over short side beyond which the scale follows the long side
+_KEPT_LISTS = 16
+_VECTOR_FACTS = ("templates", "encoder", "logit_scale")
+
+
+class Student(Protocol):
+    """What a Predictor needs of vlkd.models.Segmentor."""
+
+    spec: Any
+
+    def __call__(self, images01: Tensor) -> list[Any]: ...
+
+    def class_logits(self, embeddings: Tensor, vectors: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one image.
+
+    labels (H,W) int64 index `names` (as the user wrote them); areas (K,) fraction of the pixels; scores (K,)
+    mean score over a class's own pixels, 0 where it has none; probabilities (K,H,W) float32 on request. From
+    a video also frame (H,W,3) uint8 and time in seconds.
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    areas: np.ndarray
+    scores: np.ndarray
+    probabilities: np.ndarray | None = None
+    frame: np.ndarray | None = None
+    time: float | None = None
+
+
+class Predictor:
+    """Segments images and videos with any list of class names.
+
+    `text_encoder` may be a function that fetches one when a name is met that `class_vectors` lacks. `size` is
+    the short side the student works at (pixels, default: its card's); `templates` the prompts for new names;
+    `form` the post-processing of `semantic_map`; `dtype` e.g. torch.bfloat16; `compile` runs torch.compile.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        class_vectors: ClassVectors | None = None,
+        text_encoder: TextEncoder | Callable[[], TextEncoder] | None = None,
+        card: Mapping[str, Any] | None = None,
+        *,
+        size: int | None = None,
+        templates: str | Sequence[str] = ("{}",),
+        form: str = "strips",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+    ) -> None:
+        if class_vectors is None and text_encoder is None:
+            raise UserError(
+                "Predictor: neither class vectors nor a text encoder: give one, so that names have meaning"
+            )
+        if size is not None and size < _STRIDE:
+            raise UserError(
+                f"size {size} is too small: the student needs a short side of at least {_STRIDE} pixels"
+            )
+        self.device, self.dtype = _device(device), dtype
+        self.student = student
+        if isinstance(student, torch.nn.Module):
+            student.eval().requires_grad_(False).to(self.device, dtype)
+            self.student = torch.compile(student) if compile else student  # type: ignore[assignment]
+        self.class_vectors, self.card, self.form = class_vectors, dict(card or {}), form
+        self.templates = _prompts(templates)
+        self.size, self._interpolation = size or min(student.spec.size), student.spec.interpolation
+        self._text = text_encoder
+        self._lists: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
+
+    @classmethod
+    def from_bundle(cls, path: str | os.PathLike[str], **options: Any) -> Predictor:
+        """Predictor of a bundle file of kind "segmentor"; options as in the constructor. Raises UserError."""
+        from vlkd.engine.bundle import load_bundle
+        from vlkd.models.segmentor import Segmentor
+
+        card, tensors = load_bundle(Path(path))
+        if card.get("kind") != "segmentor":
+            raise UserError(f"{path}: the bundle holds a {card.get('kind')!r}: expected a segmentor")
+        student = Segmentor(**card["architecture"])
+        try:
+            student.load_state_dict(_part(tensors, "student."))
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{path}: the weights do not fit the architecture in the card: {detail}"
+            ) from None
+        vectors = None
+        if "class_vectors" in tensors:
+            vectors = ClassVectors(
+                F.normalize(tensors["class_vectors"].float(), dim=1),
+                tuple(card["class_names"]),
+                **{k: v for k, v in card.get("class_vectors", {}).items() if k in _VECTOR_FACTS},
+            )
+        return cls(student, vectors, _text_source(card, _part(tensors, "text.")), card, **options)
+
+    def __call__(
+        self, image: ImageLike, classes: Classes | None = None, probabilities: bool = False
+    ) -> Segmentation:
+        """Segment one image into `classes` (default: the classes of the bundle).
+
+        `image`: path, PIL image, RGB array (H,W,3) uint8, or tensor (3,H,W) float in [0,1]. `classes`: a
+        list, or a string "car|automobile, tree"; "|" joins words of one class. Raises UserError for an
+        unreadable image, an empty or repeating list, and names for which there are no vectors and no text
+        encoder.
+        """
+        names, vectors = self._vectors(classes)
+        pixels = _pixels(image)
+        class_logits, mask_logits = self._forward(pixels, vectors)
+        with torch.inference_mode():
+            found = semantic_map(
+                class_logits,
+                mask_logits,
+                (pixels.shape[-2], pixels.shape[-1]),
+                self.form,
+                scores=True,
+                probabilities=probabilities,
+            )
+            assert found.scores is not None
+            flat = found.labels.flatten()
+            counts = torch.bincount(flat, minlength=len(names)).double()
+            sums = torch.bincount(flat, weights=found.scores.flatten().double(), minlength=len(names))
+        return Segmentation(
+            found.labels.cpu().numpy(),
+            names,
+            (counts / len(flat)).cpu().numpy(),
+            (sums / counts.clamp(min=1)).cpu().numpy(),
+            None if found.probabilities is None else found.probabilities.cpu().numpy(),
+        )
+
+    def names(self, classes: Classes | None = None) -> tuple[str, ...]:
+        """The class names that a call with `classes` would use. Raises UserError as a call does."""
+        return self._vectors(classes)[0]
+
+    def outputs(self, image: ImageLike, classes: Classes | None = None) -> tuple[Tensor, Tensor]:
+        """The student's class_logits (Q,K+1) and mask_logits (Q,h,w) of one image, before post-processing."""
+        _, vectors = self._vectors(classes)
+        return self._forward(_pixels(image), vectors)
+
+    def video(
+        self,
+        path: str | os.PathLike[str],
+        classes: Classes | Callable[[int], Classes] | None = None,
+        *,
+        every: int = 1,
+    ) -> Iterator[Segmentation]:
+        """Segment a video frame by frame in constant memory, `every` n-th frame only if asked.
+
+        To change the words while it runs, give a function of the frame index that returns the list to use;
+        each list is encoded once. Raises UserError as VideoFile and __call__ do.
+        """
+        from vlkd.infer.video import VideoFile, prefetched
+
+        if every < 1:
+            raise UserError(f"every={every}: expected 1 or more")
+        if not callable(classes):
+            self._vectors(classes)
+        video = VideoFile(path)
+        chosen = ((i, frame) for i, frame in enumerate(video) if i % every == 0)
+        frames = prefetched(chosen)
+        try:
+            for index, frame in frames:
+                result = self(frame.image, classes(index) if callable(classes) else classes)
+                yield replace(result, frame=frame.image, time=frame.time)
+        finally:
+            frames.close()  # type: ignore[attr-defined]
+
+    def _forward(self, pixels: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            images = self._resized(pixels)[None].to(self.device)
+            images = (images.float() / 255 if images.dtype == torch.uint8 else images).to(self.dtype)
+            last = self.student(images)[-1]
+            logits = self.student.class_logits(last.embeddings, vectors)
+            return logits[0].float(), last.mask_logits[0].float()
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        """(3,h,w) with short side `size` (or long side 4 x `size`), both sides multiples of 32."""
+        sides = pixels.shape[-2:]
+        scale = min(self.size / min(sides), _LONGEST * self.size / max(sides))
+        target = [max(_STRIDE, int(side * scale / _STRIDE + 0.5) * _STRIDE) for side in sides]
+        if list(sides) == target:
+            return pixels
+        resized = F.interpolate(pixels[None], target, mode=self._interpolation, antialias=True)[0]
+        return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 1)
+
+    def _vectors(self, classes: Classes | None) -> tuple[tuple[str, ...], Tensor]:
+        """Names as given and their vectors (K,D), encoded at the first use of a list."""
+        if classes is None:
+            if self.class_vectors is None:
+                raise UserError(
+                    "classes: none were given and this model has no class list of its own: name some"
+                )
+            names = self.class_vectors.names
+        else:
+            names = parse_classes(classes)
+        key = names, self.templates
+        if key not in self._lists:
+            vectors = self.class_vectors.vectors if classes is None else self._encode(names)  # type: ignore[union-attr]
+            self._lists[key] = vectors.to(self.device)
+            if len(self._lists) > _KEPT_LISTS:
+                self._lists.popitem(last=False)
+        self._lists.move_to_end(key)
+        return names, self._lists[key]
+
+    @torch.inference_mode()
+    def _encode(self, names: tuple[str, ...]) -> Tensor:
+        stored = self.class_vectors
+        if stored and set(names) <= set(stored.names) and stored.templates == self.templates:
+            return stored.select(names).vectors
+        if self._text is None:
+            return self._stored(names)
+        if not hasattr(self._text, "encode_text"):
+            self._text = self._text()
+        return ClassVectors.build(names, self._text, self.templates).vectors  # type: ignore[arg-type]
+
+    def _stored(self, names: tuple[str, ...]) -> Tensor:
+        """Mean of the stored vectors of each class's words."""
+        assert self.class_vectors is not None
+        rows = []
+        for name in names:
+            words = name.split("|")
+            try:
+                rows.append(
+                    F.normalize(
+                        torch.cat([self.class_vectors.select([w]).vectors for w in words]).mean(0), dim=0
+                    )
+                )
+            except UserError:
+                known = self.class_vectors.names
+                raise UserError(
+                    f'"{name}" is not among the {len(known)} model classes{nearest_hint(name, known)}, '
+                    f"and it has no text encoder for new words: use its names ({_shortened(known)}), "
+                    "or a bundle with text"
+                ) from None
+        return torch.stack(rows)
+
+
+def parse_classes(classes: Classes) -> tuple[str, ...]:
+    """Class names of a list, or of a comma-separated string; "|" joins words of one class.
+
+    Raises UserError for an empty list, an empty name or word, a name that is not a string, and a name given
+    twice.
+    """
+    given = [c for c in classes.split(",") if c.strip()] if isinstance(classes, str) else list(classes)
+    if not given:
+        raise UserError('classes: the list is empty: name at least one, for example "car, tree, road"')
+    seen: dict[str, str] = {}
+    for name in given:
+        if not isinstance(name, str) or not all(word.strip(" _\t\n") for word in name.split("|")):
+            raise UserError(
+                f"classes: {name!r} is no class name: expected words, with | between those of one class"
+            )
+        folded = "|".join(" ".join(word.replace("_", " ").split()).casefold() for word in name.split("|"))
+        if folded in seen:
+            raise UserError(
+                f'classes: "{name.strip()}" and "{seen[folded]}" are the same class: name it once'
+            )
+        seen[folded] = name.strip()
+    return tuple(seen.values())
+
+
+def _pixels(image: ImageLike) -> Tensor:
+    """(3,H,W): uint8, or float in [0,1] where a tensor was given."""
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or not image.numel():
+            raise UserError(
+                f"image tensor {tuple(image.shape)} {image.dtype}: expected (3, H, W) float in [0, 1]"
+            )
+        if not (image.amin() >= -1e-3 and image.amax() <= 1 + 1e-3):
+            raise UserError(
+                "image tensor: values outside [0, 1] or not finite: divide by 255, do not normalise"
+            )
+        return image.float()
+    if isinstance(image, (str, os.PathLike)):
+        image = read_image(image)
+    elif isinstance(image, Image.Image):
+        image = to_rgb(image)
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"image of type {type(image).__name__}: expected a path, PIL image, array or tensor")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise UserError(f"image array {image.shape} {image.dtype}: expected (H, W, 3) uint8 RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _prompts(templates: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(templates, str):
+        return tuple(templates)
+    return (templates,) if "{}" in templates else template_set(templates)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _text_source(card: Mapping[str, Any], tensors: dict[str, Tensor]) -> Callable[[], TextEncoder] | None:
+    """How to get the bundle's text encoder, which costs nothing until a new name is met."""
+    if not card.get("text"):
+        return None
+
+    def fetch() -> TextEncoder:
+        from vlkd.models import clip
+
+        if tensors:
+            return clip.text_from_card(card["text"], tensors)
+        return clip.build_clip(card["text"]["name"], card["text"].get("pretrained"))
+
+    return fetch
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def _shortened(names: Sequence[str], most: int = 12) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f", and {rest} more" if rest > 0 else "")

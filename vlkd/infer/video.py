@@ -1,0 +1,216 @@
+"""Reading video frame by frame with bounded memory, and writing H.264."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from vlkd.errors import UserError
+from vlkd.infer.image_io import whole_file
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv"}
+)
+T = TypeVar("T")
+
+
+class Frame(NamedTuple):
+    """One upright frame: image (H,W,3) uint8 and its time in seconds from the first frame."""
+
+    image: np.ndarray
+    time: float
+
+
+class VideoFile:
+    """A video to iterate over once or more; `frames` is the container's count (None where it tells none).
+
+    decord reads; what it cannot open (AV1) is read by PyAV. Both apply the rotation that phones store. Raises
+    UserError for files that are missing, empty, damaged, without a video stream or not media, on opening or,
+    for files damaged further on, while iterating.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reader: str | None = None) -> None:
+        self.path = Path(path)
+        self.frames, self.fps, codec = _probe(self.path)
+        self.reader = reader or ("pyav" if codec == "av1" else "decord")
+
+    def __iter__(self) -> Iterator[Frame]:
+        start, count = 0.0, 0
+        try:
+            for image, time in self._decoded():
+                start = start if count else time
+                count += 1
+                yield Frame(image, time - start)
+        except _decoding_errors() as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise UserError(f"{self.path}: the video is damaged after frame {count}: {reason}") from None
+        if not count:
+            raise UserError(f"{self.path}: the video has no frame that can be decoded")
+        # An edit list may hide a few of the frames that the container counts; a cut file lacks many.
+        if self.frames and count < 0.9 * self.frames:
+            raise UserError(
+                f"{self.path}: the video is damaged: only {count} of its {self.frames} frames are there"
+            )
+
+    def _decoded(self) -> Iterator[tuple[np.ndarray, float]]:
+        if self.reader == "decord":
+            try:
+                source = _open_decord(self.path)
+            except _decoding_errors():
+                self.reader = "pyav"
+        return _frames_decord(source) if self.reader == "decord" else _frames_pyav(self.path, self.fps)
+
+
+class VideoWriter:
+    """Writes frames (H,W,3) uint8 of one size as H.264 (yuv420p) MP4; the file appears when all is written.
+
+    Odd sizes gain a copied row or column. Frames carry their own times, so variable rates stay in step.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fps: float) -> None:
+        self.path = Path(path)
+        self.fps = fps
+        self._whole = whole_file(self.path)
+        self._container: Any = None
+        self._stream: Any = None
+        self._pts = -1
+
+    def __enter__(self) -> VideoWriter:
+        import av
+
+        self._part = self._whole.__enter__()
+        self._container = av.open(str(self._part), "w")
+        return self
+
+    def write(self, image: np.ndarray, time: float) -> None:
+        """Append a frame (H,W,3) uint8 shown from `time` seconds on."""
+        import av
+
+        image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+        if self._stream is None:
+            rate = Fraction(self.fps).limit_denominator(1001)
+            options = {"preset": "veryfast", "crf": "20"}
+            self._stream = self._container.add_stream("h264", rate=rate, options=options)
+            self._stream.height, self._stream.width = image.shape[:2]
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = Fraction(1, 90_000)
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        self._pts = max(self._pts + 1, round(time * 90_000))
+        frame.pts, frame.time_base = self._pts, Fraction(1, 90_000)
+        self._container.mux(self._stream.encode(frame))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._stream is not None:
+                self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
+            self._whole.__exit__(kind, error, trace)
+
+
+def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """The same items, made in a thread at most `depth` ahead; its exceptions are raised here.
+
+    The thread ends with the items, or when this generator is closed.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if closed.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True, name="vlkd-prefetch")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _probe(path: Path) -> tuple[int | None, float, str]:
+    """(frames or None, frames per second, codec) from the container's head."""
+    import av
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty: expected a video")
+    av.logging.set_level(av.logging.PANIC)
+    try:
+        with av.open(str(path)) as container:
+            streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+            if not streams:
+                raise UserError(f"{path}: there is no video stream in it (audio only?)")
+            rate = streams[0].average_rate or streams[0].guessed_rate or 25
+            return (
+                streams[0].frames or None,
+                float(rate),
+                streams[0].codec_context.name.replace("libdav1d", "av1"),
+            )
+    except (av.FFmpegError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{path}: not a video that can be read: {reason}") from None
+
+
+def _open_decord(path: Path) -> Any:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord.VideoReader(str(path), num_threads=1)
+
+
+def _frames_decord(source: Any) -> Iterator[tuple[np.ndarray, float]]:
+    for index in range(len(source)):
+        try:
+            image = source.next()
+        except StopIteration:
+            return
+        yield image.asnumpy(), float(source.get_frame_timestamp(index)[0])
+
+
+def _frames_pyav(path: Path, fps: float) -> Iterator[tuple[np.ndarray, float]]:
+    import av
+
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        for index, frame in enumerate(container.decode(video=0)):
+            image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            yield np.ascontiguousarray(image), index / fps if frame.time is None else frame.time
+
+
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    import av
+    import decord
+
+    return (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError, OSError)

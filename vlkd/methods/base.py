@@ -1,0 +1,236 @@
+"""Distiller, what every method shares: teachers outside the checkpoint, named losses, AdamW, bundle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data.distributed import DistributedSampler
+
+from vlkd.errors import UserError
+
+Module = TypeVar("Module", bound=nn.Module)
+Schedule = Literal["cosine", "poly", "constant"]
+
+
+class Distiller(LightningModule):
+    """Base of all methods: a subclass gives `compute_losses`, `validation_step`, `bundle`.
+
+    Args:
+        weights: factor of each loss by name; the names must be exactly those that `compute_losses` returns.
+        lr: peak learning rate of AdamW.
+        weight_decay: decay of weight matrices; norms, biases and other vectors have none.
+        warmup_steps: optimiser steps of linear warm-up.
+        backbone_lr_scale: factor of `lr` for what `parameter_groups` calls "backbone".
+        schedule: course of the learning rate after the warm-up, down to zero unless constant.
+    """
+
+    def __init__(
+        self,
+        weights: dict[str, float],
+        lr: float = 1e-4,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 0,
+        backbone_lr_scale: float = 1.0,
+        schedule: Schedule = "cosine",
+    ) -> None:
+        super().__init__()
+        self.weights = dict(weights)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.backbone_lr_scale = backbone_lr_scale
+        self.schedule = schedule
+        self._held: dict[str, nn.Module] = {}
+
+    # --- what a method gives -------------------------------------------------------------------------------
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The named losses of one batch, scalars, unweighted."""
+        raise NotImplementedError
+
+    def bundle(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Card and tensors of the student, as vlkd.engine.bundle writes them; no teacher among them."""
+        raise NotImplementedError
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a reader must know to compare the scores, stored with them. Extend, do not replace."""
+        return {"checkpoint": "last step, not chosen by any score"}
+
+    def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        """Trainable parameters by group; the group "backbone" learns at `lr * backbone_lr_scale`."""
+        return {"all": self.parameters()}
+
+    # --- teachers ------------------------------------------------------------------------------------------
+
+    def hold(self, name: str, module: Module) -> Module:
+        """Keeps a frozen module outside the module tree: not saved, not trained, always in eval mode.
+
+        It follows the method's device at the start of fit, validate and test; read it with `held(name)`.
+        """
+        module.eval().requires_grad_(False)
+        self._held[name] = module
+        return module
+
+    def held(self, name: str) -> Any:
+        """The module given to `hold` under that name."""
+        return self._held[name]
+
+    def _place_held(self) -> None:
+        for module in self._held.values():
+            module.to(self.device).eval()
+
+    def on_fit_start(self) -> None:
+        self._place_held()
+
+    def on_validation_start(self) -> None:
+        self._place_held()
+
+    def on_test_start(self) -> None:
+        self._place_held()
+
+    # --- training ------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Weighted sum of the losses; logs `loss/<name>` and `loss/total`."""
+        losses = self.compute_losses(batch)
+        total = self.weighted_sum(losses)
+        size = batch_size(batch)
+        values = {f"loss/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict({**values, "loss/total": total.detach()}, batch_size=size, sync_dist=True)
+        return total
+
+    def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Sum of weight times loss. Raises UserError naming a loss without weight and the reverse."""
+        for name in losses:
+            if name not in self.weights:
+                raise UserError(f"model.weights.{name}: missing; the method has the losses {sorted(losses)}")
+        for name in self.weights:
+            if name not in losses:
+                raise UserError(f"model.weights.{name}: no such loss; the method has {sorted(losses)}")
+        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+
+    def log_scores(self, scores: Mapping[str, float | Tensor]) -> None:
+        """Logs `score/<name>` once for the validation epoch; call it in `on_validation_epoch_end`.
+
+        The scores must come from counts summed over all processes (see `sum_over_processes`).
+        """
+        for name, value in scores.items():
+            self.log(
+                f"score/{name}",
+                torch.as_tensor(value, dtype=torch.float32),
+                prog_bar=True,
+                rank_zero_only=True,
+            )
+
+    def sum_over_processes(self, counts: Tensor) -> Tensor:
+        """Counts, for example a confusion matrix (K,K), summed over the processes of a distributed run."""
+        if not torch.distributed.is_initialized():
+            return counts
+        total = counts.to(self.device, copy=True)
+        torch.distributed.all_reduce(total)
+        return total
+
+    def repeated(self, batch_idx: int, size: int) -> Tensor:
+        """Which of the `size` items of a validation batch repeat an earlier item, (B,) bool.
+
+        Distributed samplers repeat items until each process has the same number; scores must not count them.
+        """
+        loader: Any = self.trainer.val_dataloaders
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, DistributedSampler):
+            return torch.zeros(size, dtype=torch.bool)
+        first = batch_idx * (loader.batch_size or size)
+        place = (first + torch.arange(size)) * sampler.num_replicas + sampler.rank
+        return place >= len(sampler.dataset)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over `parameter_groups`, learning rate by step."""
+        groups = []
+        for name, parameters in self.parameter_groups().items():
+            rate = self.lr * (self.backbone_lr_scale if name == "backbone" else 1.0)
+            trainable = [parameter for parameter in parameters if parameter.requires_grad]
+            for decay, members in (
+                (self.weight_decay, [p for p in trainable if p.ndim > 1]),
+                (0.0, [p for p in trainable if p.ndim <= 1]),
+            ):
+                if members:
+                    groups.append({"params": members, "lr": rate, "weight_decay": decay})
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        course = LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, steps, self.warmup_steps, self.schedule)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": course, "interval": "step"}}
+
+    # --- the student, back from its bundle -----------------------------------------------------------------
+
+    @classmethod
+    def from_bundle(cls, path: str | Path) -> Distiller:
+        """The method as its bundle's card describes it, with the student's weights, ready to be scored.
+
+        Raises UserError when the card holds no config or the tensors do not fit.
+        """
+        from jsonargparse import ArgumentParser
+
+        from vlkd.engine.bundle import load_bundle
+
+        card, tensors = load_bundle(path)
+        described = card.get("config", {}).get("model")
+        if not described:
+            raise UserError(
+                f"{path}: the card holds no config of the method; score it with a config and --ckpt"
+            )
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(cls, "model", fail_untyped=False, required=True)
+        method: Distiller = parser.instantiate_classes(parser.parse_object({"model": described})).model
+        method.load_student(tensors, str(path))
+        return method
+
+    def load_student(self, tensors: Mapping[str, Tensor], source: str = "bundle") -> None:
+        """Copies the tensors that this module owns under the same names; others are left to the subclass.
+
+        Raises UserError when a parameter of the bundle's parts is missing or has another shape.
+        """
+        own = self.state_dict()
+        parts = {name.split(".", 1)[0] for name in tensors if name in own}
+        if not parts:
+            raise UserError(
+                f"{source}: holds no tensor of {type(self).__name__}; it belongs to another method"
+            )
+        for name, tensor in own.items():
+            if name.split(".", 1)[0] not in parts:
+                continue
+            if name not in tensors:
+                raise UserError(f"{source}: tensor {name} is missing; it does not fit {type(self).__name__}")
+            if tensors[name].shape != tensor.shape:
+                raise UserError(
+                    f"{source}: tensor {name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+                )
+            tensor.copy_(tensors[name])
+
+
+def learning_rate_factor(step: int, steps: float, warmup: int, schedule: Schedule) -> float:
+    """Factor of the peak rate at `step` of `steps`: linear warm-up, then cosine, poly (0.9) or constant."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
+    return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else float((1 - progress) ** 0.9)
+
+
+def batch_size(batch: Any) -> int:
+    """Items of a batch: the length of `images`, else of the first value or of the batch itself."""
+    if isinstance(batch, Mapping):
+        batch = batch["images"] if "images" in batch else next(iter(batch.values()))
+    return len(batch)

@@ -1,0 +1,5 @@
+"""CLIP training: the symmetric contrastive objective on captioned images."""
+
+from vlkd.methods.clip.method import CLIP
+
+__all__ = ["CLIP"]

@@ -1,0 +1,5 @@
+"""GKC: fast open-vocabulary segmentation by text diversification and text-guided distillation."""
+
+from vlkd.methods.gkc.method import GKC, DiversifyOptions, KDOptions
+
+__all__ = ["GKC", "DiversifyOptions", "KDOptions"]

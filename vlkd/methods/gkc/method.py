@@ -1,0 +1,292 @@
+"""GKC: a mask-classification student in the text space of a frozen CLIP teacher (arXiv 2303.09181)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlkd.errors import UserError
+from vlkd.losses.contrastive import grounding_loss
+from vlkd.losses.relation import text_guided_kd
+from vlkd.methods.base import Distiller, Schedule
+from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, scale_of
+from vlkd.methods.gkc.diversify import ClassList, Diversification, WordTable
+from vlkd.methods.gkc.evaluate import Evaluation
+from vlkd.methods.gkc.regions import RegionBank
+from vlkd.models.clip import CLIPTower, build_clip
+from vlkd.models.segmentor import Prediction, Segmentor
+from vlkd.text import ClassVectors, synonyms, templates
+from vlkd.text.nouns import caption_nouns
+
+
+@dataclass
+class KDOptions:
+    """Distillation: form of the loss, what of the student is compared ("prior": a head of its own on the query
+    before projection; "direct": the class embedding), most regions per step and process."""
+
+    form: Literal["inner", "distance", "vanilla", "none"] = "inner"
+    student: Literal["prior", "direct"] = "prior"
+    regions: int = 200
+
+
+@dataclass
+class DiversifyOptions:
+    """Synonyms: how they enter the classification, the least probability the teacher must give a word, and the
+    teacher's view of a region for that ("box" unmasked, as published, or "masked")."""
+
+    mode: Diversification = "thresRand"
+    threshold: float = 0.1
+    view: Literal["box", "masked"] = "box"
+
+
+class GKC(Distiller):
+    """Global knowledge calibration.
+
+    Loss names: mask, dice, class (plain names), and as configured synonym, kd, grounding; each is the sum over
+    the decoder's levels. `weights` must name just those.
+
+    Args:
+        student: the network that is trained.
+        teacher: CLIP model (see vlkd.models.clip.build_clip) whose text space the student lives in.
+        teacher_pretrained: tag or file of its weights.
+        template_set: prompt templates; bare names as published.
+        kd: distillation options.
+        diversify: synonym options.
+        criterion: matching and mask loss options.
+        caption_words: nouns per caption for the grounding loss, a quarter of them dropped; 0 turns it off.
+        weights: factor of each loss.
+        lr: see Distiller.
+        weight_decay: see Distiller.
+        warmup_steps: see Distiller.
+        backbone_lr_scale: see Distiller.
+        schedule: see Distiller.
+    """
+
+    def __init__(
+        self,
+        student: Segmentor,
+        teacher: str = "clip-world-m",
+        teacher_pretrained: str | None = None,
+        template_set: str = "bare",
+        kd: KDOptions | None = None,
+        diversify: DiversifyOptions | None = None,
+        criterion: MaskCriterion | None = None,
+        caption_words: int = 0,
+        weights: dict[str, float] | None = None,
+        lr: float = 3e-4,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 10,
+        backbone_lr_scale: float = 0.1,
+        schedule: Schedule = "cosine",
+    ) -> None:
+        self.kd, self.diversify = kd or KDOptions(), diversify or DiversifyOptions()
+        default = {"mask": 5.0, "dice": 5.0, "class": 2.0}
+        if self.diversify.mode != "none":
+            default["synonym"] = 2.0
+        if self.kd.form != "none":
+            default["kd"] = 2.0
+        if caption_words:
+            default["grounding"] = 2.0
+        kd_, diversify_ = self.kd, self.diversify
+        super().__init__(weights or default, lr, weight_decay, warmup_steps, backbone_lr_scale, schedule)
+        self.kd, self.diversify = kd_, diversify_
+        self.student = student.train()
+        tower: CLIPTower = self.hold("teacher", build_clip(teacher, teacher_pretrained))
+        if student.arguments["text_width"] != tower.spec.width:
+            raise UserError(
+                f"model.student.text_width={student.arguments['text_width']}: the teacher {teacher} has text vectors of width {tower.spec.width}"
+            )
+        self.template_set, self.caption_words = template_set, caption_words
+        self.criterion = criterion or MaskCriterion()
+        self._build_kd_heads(tower.spec.width)
+        self.table: WordTable | None = None
+
+    def _build_kd_heads(self, width: int) -> None:
+        if self.kd.form == "none":
+            return
+        if self.kd.student == "prior":
+            channels, levels = self.student.arguments["channels"], self.student.arguments["layers"] + 1
+            self.kd_heads = nn.ModuleList(nn.Linear(channels, width) for _ in range(levels))
+        if self.kd.form != "vanilla":
+            self.kd_alpha = nn.Parameter(torch.ones(()))
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Adds what the student has seen."""
+        data = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+        novel = [data.names[k] for k in sorted(data.novel)] if data is not None else []
+        return {
+            **super().protocol,
+            "unseen classes": ", ".join(novel) or "none",
+            "captions used": bool(self.caption_words),
+            "prompts at test": self.template_set,
+            "synonyms in training": self.diversify.mode,
+            "kd": self.kd.form,
+        }
+
+    def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        """The student's backbone, and everything else that is trained."""
+        backbone = list(self.student.backbone.parameters())
+        inside = {id(p) for p in backbone}
+        return {"backbone": backbone, "rest": [p for p in self.parameters() if id(p) not in inside]}
+
+    def setup(self, stage: str) -> None:
+        """Encode the vocabulary once; when training, let the teacher see every region once."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.held("teacher").to(self.device)
+        self.vectors = self.encode(data.names)
+        self.evaluation = Evaluation(self.vectors, data, self.encode)
+        if stage != "fit" or self.table is not None:
+            return
+        self.base = torch.tensor([k not in data.novel for k in range(len(data.names))])
+        # Novel classes are never trained on, so neither are their synonyms.
+        base_names = {name for k, name in enumerate(data.names) if k not in data.novel}
+        listed = getattr(data, "training_synonyms", synonyms)
+        used = self.diversify.mode != "none"
+        self.table = WordTable.build(data.names, lambda n: listed(n) if used and n in base_names else (), self.encode)
+        if self.trainer.global_rank == 0:
+            self._fill_banks(data.train_dataset)
+        self.trainer.strategy.barrier()
+        self._fill_banks(data.train_dataset)
+
+    def _fill_banks(self, dataset: Any) -> None:
+        teacher = self.held("teacher")
+        if self.kd.form != "none":
+            self.bank = RegionBank.build(dataset, teacher)
+        if self.diversify.mode == "thresRand":
+            self.views = RegionBank.build(dataset, teacher, masked=self.diversify.view == "masked")
+
+    def encode(self, names: Iterable[str]) -> ClassVectors:
+        """Class vectors of the teacher's text half, read from the cache where they were built before."""
+        return ClassVectors.build(list(names), self.held("teacher"), templates(self.template_set), cache=True)
+
+    # --- training ------------------------------------------------------------------------------------------
+
+    def compute_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """All losses, each summed over the decoder's levels."""
+        assert self.table is not None, "setup() comes first"
+        table, targets = self.table.to(self.device), batch["targets"]
+        levels = self.student(batch["images"], valid_mask(batch))
+        labels = [target["labels"] for target in targets]
+        words = self._words(targets) if self.diversify.mode == "thresRand" else labels
+        lists = table.class_lists(labels, words, self.base.to(self.device))
+        count = self._mask_count(labels)
+        nouns = self._nouns(batch) if self.caption_words else None
+        totals: dict[str, Tensor] = {}
+        for index, prediction in enumerate(levels):
+            for name, value in self._level_losses(index, prediction, targets, lists, count, nouns).items():
+                totals[name] = totals[name] + value if name in totals else value
+        return totals
+
+    def _level_losses(
+        self, index: int, prediction: Prediction, targets: list[dict[str, Any]], lists: ClassList, count: float,
+        nouns: tuple[Tensor, Tensor] | None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        table, criterion = self.table, self.criterion
+        assert table is not None
+        base = self.base.to(self.device)
+        logits = self.student.class_logits(prediction.embeddings, table.vectors[: table.classes], base)
+        matches = criterion.assign(logits, prediction, targets)
+        losses = criterion.masks(prediction, matches, targets, count)
+        kept = criterion.dropout(matches)
+        labels = matches.gather([target["labels"] for target in targets])
+        losses["class"] = criterion.classes(logits, matches, labels, kept)
+        if self.diversify.mode == "thresRand":
+            diverse = self.student.class_logits(prediction.embeddings, table.vectors[lists.rows], lists.present)
+            losses["synonym"] = criterion.classes(diverse, matches, matches.gather(lists.slots), kept)
+        elif self.diversify.mode != "none":
+            of_words = self.student.class_logits(prediction.embeddings, table.vectors, base[table.category])
+            reduced = table.reduce(of_words, self.diversify.mode)
+            losses["synonym"] = criterion.classes(reduced, matches, labels, kept)
+        if self.kd.form != "none":
+            losses["kd"] = self._distil(index, prediction, matches.first(self.kd.regions), targets, lists.words)
+        if nouns is not None:
+            regions = grounded(prediction, matches, len(targets), limit=25)
+            losses["grounding"] = grounding_loss(regions[0], nouns[0], regions[1], nouns[1], scale_of(self.student))
+        return losses
+
+    def _distil(
+        self, index: int, prediction: Prediction, matches: Matches, targets: list[dict[str, Any]], words: list[Tensor]
+    ) -> Tensor:
+        assert self.table is not None and self.kd.form != "none"
+        if self.kd.student == "prior":
+            student = self.kd_heads[index](prediction.queries[matches.image, matches.query])
+        else:
+            student = prediction.embeddings[matches.image, matches.query]
+        rows = matches.gather([self.bank.rows(target["regions"]) for target in targets])
+        teacher = self.bank.vectors[rows].to(student.device)
+        text = self.table.vectors[matches.gather(words)]
+        alpha = self.kd_alpha if self.kd.form != "vanilla" else 1.0
+        return text_guided_kd(student, teacher, text, matches.image, alpha, self.kd.form)
+
+    def _words(self, targets: list[dict[str, Any]]) -> list[Tensor]:
+        """A sampled word for every segment of every image."""
+        assert self.table is not None
+        labels = torch.cat([target["labels"] for target in targets])
+        rows = torch.cat([self.views.rows(target["regions"]) for target in targets])
+        words = self.table.sample(self.views.vectors[rows].to(labels.device), labels, self.diversify.threshold)
+        return list(words.split([len(target["labels"]) for target in targets]))
+
+    def _nouns(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Vectors of up to `caption_words` nouns of each caption, a quarter dropped: (B,W,D) and mask (B,W)."""
+        assert self.table is not None
+        known = {word: k for k, word in enumerate(self.table.words)}
+        chosen = [[known[w] for w in caption_nouns(text, tuple(known))] for text in batch["captions"]]
+        keep = torch.rand(len(chosen), max(map(len, chosen), default=0) + 1) >= 0.25
+        picked = [[k for n, k in enumerate(row) if keep[b, n]][: self.caption_words] for b, row in enumerate(chosen)]
+        width = max([len(row) for row in picked] + [1])
+        index = torch.tensor([row + [0] * (width - len(row)) for row in picked], device=self.device)
+        mask = torch.arange(width)[None] < torch.tensor([len(row) for row in picked])[:, None]
+        return self.table.vectors[index], mask.to(self.device)
+
+    def _mask_count(self, labels: list[Tensor]) -> float:
+        """Segments per process, at least one: what mask losses are divided by."""
+        count = torch.tensor(float(sum(map(len, labels))), device=self.device)
+        return max(float(self.sum_over_processes(count)) / self.trainer.world_size, 1.0)
+
+    # --- scores --------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Empty confusion matrices."""
+        self.evaluation.reset()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Label every pixel, once for each way of prompting."""
+        prediction = self.student(batch["images"], valid_mask(batch))[-1]
+        self.evaluation.update(self.student, prediction, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """mIoU over all, seen and unseen classes; with held-out synonyms as prompts where the data has them."""
+        self.log_scores(self.evaluation.scores(self.sum_over_processes))
+
+    # --- the student alone ---------------------------------------------------------------------------------
+
+    def bundle(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Student, class vectors, and the text half of the teacher so that any words can be asked for."""
+        tower: CLIPTower = self.held("teacher")
+        card = {
+            "kind": "segmentor",
+            "architecture": self.student.arguments,
+            "input_spec": self.student.spec.to_dict(),
+            "class_names": list(self.vectors.names),
+            "class_vectors": {"templates": list(self.vectors.templates), "encoder": self.vectors.encoder, "logit_scale": self.vectors.logit_scale},
+            "text": {**tower.architecture, "identity": tower.identity},
+        }  # fmt: skip
+        tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()}
+        tensors["class_vectors"] = self.vectors.vectors
+        return card, {**tensors, **{f"text.{k}": v for k, v in tower.text_tensors().items()}}
+
+
+def valid_mask(batch: dict[str, Any]) -> Tensor | None:
+    """Where a padded batch holds image (B,H,W) bool; None when no image is padded."""
+    height, width = batch["images"].shape[-2:]
+    sizes = batch["sizes"]
+    if bool((sizes == sizes.new_tensor([height, width])).all()):
+        return None
+    rows = torch.arange(height, device=sizes.device)[None, :, None] < sizes[:, :1, None]
+    columns = torch.arange(width, device=sizes.device)[None, None] < sizes[:, 1:, None]
+    return rows & columns

@@ -1,0 +1,99 @@
+"""What the teacher says of every labelled region: computed once, from the un-augmented image, and stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlkd.cache import cache_folder, cache_key
+from vlkd.data.regions import crop_regions
+from vlkd.errors import UserError
+from vlkd.models.clip import CLIPTower
+
+_BATCH = 256
+
+
+class RegionBank:
+    """Teacher embeddings (R,D) of regions by key "sample id/segment id"."""
+
+    def __init__(self, keys: Sequence[str], vectors: Tensor, source: str = "") -> None:
+        self.vectors = vectors
+        self.source = source
+        self._rows = {key: k for k, key in enumerate(keys)}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, keys: Iterable[str]) -> Tensor:
+        """Row of each region. Raises UserError naming a region that was not there when the bank was made."""
+        try:
+            return torch.tensor([self._rows[key] for key in keys], dtype=torch.long)
+        except KeyError as missing:
+            raise UserError(
+                f"region {missing.args[0]}: not among the teacher's stored regions; the data changed since, remove {self.source}"
+            ) from None
+
+    @classmethod
+    def build(cls, dataset: Sequence[Any], teacher: CLIPTower, masked: bool = True) -> RegionBank:
+        """Stored embeddings of all regions of the un-augmented data set, or compute and store them.
+
+        masked: everything outside the segment grey (the distillation target); else the plain box (the synonym
+        filter). The key holds the teacher's weights, the crop and a sample of the data set's content.
+        """
+        path = cache_folder() / "regions" / f"{_key(dataset, teacher, masked)[:24]}.safetensors"
+        if not path.is_file():
+            _write(path, *_encode(dataset, teacher, masked))
+        with safe_open(path, framework="pt") as stored:
+            return cls(json.loads(stored.metadata()["keys"]), stored.get_tensor("vectors"), str(path))
+
+
+def _key(dataset: Sequence[Any], teacher: CLIPTower, masked: bool) -> str:
+    digest = hashlib.sha256()
+    count = len(dataset)
+    for index in sorted({0, count // 3, count // 2, count - 1}) if count else []:
+        sample = dataset[index]
+        digest.update(sample.id.encode() + sample.image.tobytes() + sample.segments.tobytes())
+        digest.update(repr(sample.info).encode())
+    return cache_key(format=1, teacher=teacher.identity, size=teacher.spec.size, masked=masked, count=count, content=digest.hexdigest())
+
+
+@torch.inference_mode()
+def _encode(dataset: Sequence[Any], teacher: CLIPTower, masked: bool) -> tuple[list[str], Tensor]:
+    from rich.progress import track
+
+    device = next(teacher.parameters()).device
+    keys: list[str] = []
+    waiting: list[Tensor] = []
+    vectors: list[Tensor] = []
+
+    def flush() -> None:
+        images = torch.cat(waiting).to(device).float() / 255
+        vectors.extend(teacher.encode_image(part).cpu() for part in images.split(_BATCH))
+        waiting.clear()
+
+    for index in track(range(len(dataset)), f"teacher regions ({'grey' if masked else 'box'})"):
+        sample = dataset[index]
+        crops, kept = crop_regions(sample, teacher.spec.size, masked=masked)
+        keys.extend(f"{sample.id}/{sample.info[k].id}" for k in kept)
+        waiting.append(crops)
+        if sum(map(len, waiting)) >= _BATCH:
+            flush()
+    if waiting:
+        flush()
+    return keys, torch.cat(vectors) if vectors else torch.zeros(0, teacher.spec.width)
+
+
+def _write(path: Path, keys: list[str], vectors: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    save_file({"vectors": vectors.contiguous()}, part, metadata={"keys": json.dumps(keys)})
+    os.replace(part, path)

@@ -1,0 +1,27 @@
+"""How good: semantic and panoptic scores, as fractions in [0, 1]."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "confusion_matrix": "semantic",
+    "per_class_iou": "semantic",
+    "miou": "semantic",
+    "fwiou": "semantic",
+    "macc": "semantic",
+    "pacc": "semantic",
+    "SemanticMetric": "semantic",
+    "panoptic_quality": "panoptic",
+    "PanopticCounts": "panoptic",
+    "PanopticMetric": "panoptic",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,248 @@
+"""CLIP towers: any open_clip model, by name, hub id, zoo name or file, with images in [0, 1] and texts as strings."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlkd.errors import UserError
+from vlkd.models.spec import InputSpec
+from vlkd.models.tokenizer import Tokenizer, build_tokenizer
+
+_OWN_CONFIGS = Path(__file__).parent / "configs"
+_OWN_PREPROCESS: dict[str, dict[str, Any]] = {
+    "vlkd-clip-m": {},
+    "vlkd-clip-s": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"},
+}
+_TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """Inner features of an image tower: map (B,C,h,w) and pooled (B,D) unit embedding."""
+
+    map: Tensor
+    pooled: Tensor
+
+
+class TextEncoder(nn.Module):
+    """The text half of a CLIP model: strings to unit vectors."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, architecture: dict[str, Any], identity: str) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tokenizer = tokenizer
+        self.architecture = architecture
+        self.identity = identity
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines before the softmax (already exponentiated)."""
+        return float(self.model.logit_scale.detach().exp())
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """(K,D) unit vectors of K strings."""
+        device = self.model.logit_scale.device
+        ids = self.tokenizer(list(texts)).to(device)
+        vectors = [self.model.encode_text(part) for part in ids.split(_TEXT_BATCH)]
+        return F.normalize(torch.cat(vectors).float(), dim=-1)
+
+
+class CLIPTower(TextEncoder):
+    """A whole CLIP model that knows its own input: encode_image, encode_text, inner features."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, architecture: dict[str, Any], spec: InputSpec, identity: str = ""
+    ) -> None:
+        super().__init__(model, tokenizer, architecture, identity)
+        self.spec = spec
+        self.name = architecture["name"]
+        self.identity = identity or weights_identity(self.name, model.state_dict())
+
+    def encode_image(self, images01: Tensor) -> Tensor:
+        """(B,3,H,W) in [0,1] -> (B,D) unit vectors; resizing and normalisation happen here."""
+        return F.normalize(self.model.encode_image(self._prepare(images01)).float(), dim=-1)
+
+    def _prepare(self, images01: Tensor) -> Tensor:
+        # Convolutions on a CPU run up to twice as fast in this layout; values are the same.
+        return self.spec.prepare(images01).contiguous(memory_format=torch.channels_last)
+
+    def features(self, images01: Tensor) -> Features:
+        """Last feature map (B,C,h,w) at the tower's own size, and the pooled unit embedding (B,D)."""
+        images, visual = self._prepare(images01), self.model.visual
+        if hasattr(visual, "forward_intermediates"):
+            out = visual.forward_intermediates(images, indices=1, output_fmt="NCHW")
+            return Features(out["image_intermediates"][-1], F.normalize(out["image_features"].float(), dim=-1))
+        x = visual.stem(images)
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = stage(x)
+        return Features(x, F.normalize(visual.attnpool(x).float(), dim=-1))
+
+    def refresh_identity(self) -> None:
+        """Recompute the identity after the weights changed (training)."""
+        self.identity = weights_identity(self.name, self.model.state_dict())
+
+    def text_tensors(self) -> dict[str, Tensor]:
+        """Weights of the text half alone, for a bundle that ships without the image tower."""
+        return {k: v for k, v in self.model.state_dict().items() if not k.startswith("visual.")}
+
+
+def weights_identity(name: str, state: dict[str, Tensor]) -> str:
+    """name@hash16 of the weights, rounded to half precision so that storing them in half keeps the identity."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key]
+        half = value.to(torch.float16) if value.is_floating_point() else value
+        digest.update(key.encode() + half.detach().cpu().contiguous().numpy().tobytes())
+    return f"{name}@{digest.hexdigest()[:16]}"
+
+
+@lru_cache(maxsize=1)
+def register_own_configs() -> tuple[str, ...]:
+    """Make the packaged tiny architectures known to open_clip; returns their names."""
+    import open_clip
+
+    open_clip.add_model_config(_OWN_CONFIGS)
+    return tuple(sorted(path.stem for path in _OWN_CONFIGS.glob("*.json")))
+
+
+def _spec(preprocess: dict[str, Any], width: int, patch: int | None) -> InputSpec:
+    size = preprocess["size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return InputSpec(size, preprocess["mean"], preprocess["std"], preprocess["interpolation"], width, patch)
+
+
+def from_architecture(architecture: dict[str, Any], identity: str = "") -> CLIPTower:
+    """Build a tower with fresh weights from its description {name, model_cfg, preprocess}."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    cfg = copy.deepcopy(architecture["model_cfg"])
+    cfg["vision_cfg"]["timm_model_pretrained"] = False
+    custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
+    model = (CustomTextCLIP if custom else CLIP)(**cfg)
+    spec = _spec(architecture["preprocess"], cfg["embed_dim"], cfg["vision_cfg"].get("patch_size"))
+    tokenizer = build_tokenizer(architecture["name"], cfg["text_cfg"])
+    return CLIPTower(model.eval(), tokenizer, architecture, spec, identity)
+
+
+def text_from_card(card: dict[str, Any], tensors: dict[str, Tensor]) -> TextEncoder:
+    """Text encoder of a bundle: card {name, model_cfg, preprocess, identity}, tensors as of CLIPTower.text_tensors."""
+    tower = from_architecture(card, identity=card["identity"])
+    model = tower.model
+    model.visual = nn.Identity()
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
+    return TextEncoder(model.eval(), tower.tokenizer, card, card["identity"])
+
+
+def _describe(name: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    import open_clip
+
+    config = json.loads(json.dumps(config))
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    kept = {k: preprocess[k] for k in ("size", "mean", "std", "interpolation")}
+    return {"name": name, "model_cfg": config, "preprocess": kept}
+
+
+def _offline_hint(name: str, pretrained: str | None) -> str:
+    import open_clip
+
+    cfg = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    source = (cfg.get("hf_hub") or "").rstrip("/") or cfg.get("url") or name
+    return f"fetch the weights of {source} on a machine with access and pass their file: pretrained=/path/to/weights"
+
+
+def build_clip(name: str, pretrained: str | None = None) -> CLIPTower:
+    """CLIP tower by open_clip architecture name (with a pretrained tag or a local file), "hf-hub:ORG/REPO",
+    model-zoo name or bundle file. Raises UserError for unknown names, unreadable files and unreachable hubs."""
+    import open_clip
+
+    own = register_own_configs()
+    if name.startswith("hf-hub:"):
+        model = _create(name, None)
+        architecture = _describe(name, model, open_clip.factory._get_hf_config(name[len("hf-hub:") :])["model_cfg"])
+    elif name in open_clip.list_models():
+        model = _create(name, pretrained)
+        architecture = _describe(name, model, open_clip.get_model_config(name))
+        if name in own:
+            architecture["preprocess"].update(_OWN_PREPROCESS[name])
+    else:
+        return _from_bundle(name)
+    cfg = architecture["model_cfg"]
+    spec = _spec(architecture["preprocess"], cfg["embed_dim"], cfg["vision_cfg"].get("patch_size"))
+    return CLIPTower(model.eval(), build_tokenizer(name, cfg["text_cfg"]), architecture, spec)
+
+
+def _create(name: str, pretrained: str | None) -> nn.Module:
+    import open_clip
+
+    if pretrained and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained not in tags:
+            near = difflib.get_close_matches(pretrained, tags, 1) or tags[:3]
+            raise UserError(f"{name}: pretrained={pretrained!r} is neither a file nor a tag of open_clip; near: {', '.join(near) or 'no tag exists'}")
+    try:
+        with _quiet_and_quick():
+            return open_clip.create_model(name, pretrained=pretrained, weights_only=True)
+    except Exception as error:
+        if pretrained and Path(pretrained).is_file():
+            raise UserError(f"{pretrained}: not weights of {name} ({_first_line(error)})") from error
+        raise UserError(f"{name}: weights {pretrained or ''} cannot be downloaded ({_first_line(error)}); {_offline_hint(name, pretrained)}") from error
+
+
+@contextmanager
+def _quiet_and_quick() -> Iterator[None]:
+    """No log lines from open_clip, and no minute of retries where the hub's host does not even resolve."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _from_bundle(name: str) -> CLIPTower:
+    import open_clip
+
+    from vlkd.engine.bundle import load_bundle
+    from vlkd.engine.hub import Zoo, resolve
+
+    zoo = [] if Path(name).exists() else sorted(Zoo.open().entries)
+    if not Path(name).exists() and name not in zoo:
+        known = [*zoo, *open_clip.list_models()]
+        near = difflib.get_close_matches(name, known, 3)
+        raise UserError(f"CLIP model {name!r}: not a file, a zoo name or an open_clip architecture; near: {', '.join(near) or 'see open_clip.list_models()'}")
+    card, tensors = load_bundle(resolve(name))
+    if card["kind"] != "clip":
+        raise UserError(f"{name}: holds a {card['kind']}, expected a CLIP bundle")
+    tower = from_architecture(card["architecture"])
+    tower.model.load_state_dict({k.removeprefix("model."): v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    tower.refresh_identity()
+    return tower
