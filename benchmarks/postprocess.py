@@ -4,8 +4,8 @@
 
 Inputs are made: soft regions that tile the image, each with a confident class and near rivals, and weak
 queries that lean to no-object. With --model, that model's outputs for the images are measured too. Every
-measurement is a fresh process; peak memory is its resident peak (Linux VmHWM) above that before the call; time is
-CPU time of one thread, which other work on the machine disturbs least.
+measurement is a fresh process: CPU time of one thread, which other work on the machine disturbs least, and
+the resident peak (Linux VmHWM) above the state before the call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESULT = Path(__file__).parent / "results" / "postprocess.md"
 SIZES = {"640 px": (640, 640), "1080p": (1080, 1920)}
@@ -26,7 +31,7 @@ CLASSES = (150, 847)
 QUERIES = 100
 
 
-def made_outputs(classes: int, size: tuple[int, int], seed: int):
+def made_outputs(classes: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
     """class_logits (Q,K+1) and mask_logits (Q,h,w) at stride 4, as of a trained mask classifier."""
     import torch
     import torch.nn.functional as F
@@ -35,7 +40,7 @@ def made_outputs(classes: int, size: tuple[int, int], seed: int):
     real = int(QUERIES * 0.4)
     shape = (size[0] // 4, size[1] // 4)
 
-    def field(n: int, cells: tuple[int, int]):
+    def field(n: int, cells: tuple[int, int]) -> Tensor:
         return F.interpolate(torch.randn(1, n, *cells, generator=g), shape, mode="bicubic")[0]
 
     regions = field(real, (6, 8))
@@ -63,7 +68,7 @@ def measure(file: str, form: str, size: tuple[int, int], repeats: int, out: str)
     import torch
     from safetensors.torch import load_file, save_file
 
-    from vlkd.infer.postprocess import semantic_labels
+    from vlkd.models.postprocess import semantic_labels
 
     torch.set_num_threads(1)
     inputs = load_file(file)
@@ -81,7 +86,7 @@ def measure(file: str, form: str, size: tuple[int, int], repeats: int, out: str)
     print(json.dumps({"seconds": sorted(seconds)[len(seconds) // 2], "peak": peak}))
 
 
-def compare(logits, masks, size: tuple[int, int], folder: str) -> dict[str, float]:
+def compare(logits: Tensor, masks: Tensor, size: tuple[int, int], folder: str) -> dict[str, float]:
     """Both forms in processes of their own: seconds, bytes and the share of pixels with equal labels."""
     from safetensors.torch import load_file, save_file
 
@@ -104,7 +109,7 @@ def compare(logits, masks, size: tuple[int, int], folder: str) -> dict[str, floa
     return row
 
 
-def model_outputs(model: str, classes: str, images: list[str]):
+def model_outputs(model: str, classes: str, images: list[str]) -> Iterator[tuple]:
     """(name, class_logits, mask_logits, size) of a real model for every image."""
     import vlkd
     from vlkd.infer.image_io import read_image

@@ -8,13 +8,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from vlkd.errors import UserError
 from vlkd.methods.base import Distiller
 
 
 class Toy(Distiller):
-    """Dropout and a teacher; learns whether the sum of an item is positive."""
+    """Dropout and a teacher; learns whether the first number of an item is positive."""
 
     def __init__(
         self, weights: dict[str, float], width: int = 8, dropout: float = 0.3, **kwargs: Any
@@ -61,7 +62,7 @@ class Items(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         image = self.images[index]
-        return {"images": image, "labels": (image.sum() > 0).long()}
+        return {"images": image, "labels": (image[0] > 0).long()}
 
 
 class ToyData(LightningDataModule):
@@ -76,7 +77,13 @@ class ToyData(LightningDataModule):
             raise UserError("toy.yaml: data.broken: expected at least 0")
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(Items(0, 24), self.batch_size, shuffle=self.shuffle, num_workers=self.workers)
+        items = Items(0, 24)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            # Lightning's own sampler shuffles whatever the loader says.
+            place = (self.trainer.world_size, self.trainer.global_rank)
+            sampler = DistributedSampler(items, *place, shuffle=self.shuffle)
+            return DataLoader(items, self.batch_size, sampler=sampler, num_workers=self.workers)
+        return DataLoader(items, self.batch_size, shuffle=self.shuffle, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(Items(24, 9), self.batch_size)

@@ -328,10 +328,8 @@ def test_text_imports_without_torch() -> None:
 
 
 @pytest.mark.realdata
-def test_real_clip_text_vectors() -> None:
-    from conftest import shared_data
-
-    file = shared_data() / "clip_vitb32_text_embeddings.npz"
+def test_real_clip_text_vectors(shared_data: Path) -> None:
+    file = shared_data / "clip_vitb32_text_embeddings.npz"
     coco = ClassVectors.from_npz(file, "detic_a_coco80", templates=("a {}",))
     assert coco.vectors.shape == (80, 512)
     cosines = coco.vectors @ coco.select(["dog"]).vectors[0]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from vlkd.data.check import check_dataset
 from vlkd.data.layouts import open_segmentation
 from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
+from vlkd.data.regions import Regions
 from vlkd.data.sample import SegmentationDataset, SegmentationSample, void_label
 from vlkd.data.splits import DatasetView, Handling, apply_split
 from vlkd.data.transforms import TrainTransform, collate, resize_short_side
@@ -114,6 +115,11 @@ class SegmentationModuleBase(L.LightningDataModule):
     def collate(self, samples: list[SegmentationSample]) -> dict[str, Any]:
         """One batch; see vlkd.data.transforms.collate."""
         return collate(samples, self.void)
+
+    def train_regions(self) -> Regions:
+        """The labelled segments of the un-augmented training data, for a teacher to look at once."""
+        assert self.train_dataset is not None, "setup() comes first"
+        return Regions(self.train_dataset)
 
     def train_dataloader(self) -> DataLoader:
         """Augmented crops in an order given by (seed, epoch); continues in mid-epoch after a resume."""

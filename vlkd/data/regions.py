@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,7 @@ GREY = 128
 def crop_regions(
     sample: SegmentationSample, size: int | tuple[int, int], min_area: int = 1, masked: bool = True
 ) -> tuple[Tensor, list[int]]:
-    """Every segment of at least min_area pixels as an image: (M,3,S,S) uint8, and its positions in sample.info.
+    """Segments of at least min_area pixels as images: (M,3,S,S) uint8, and their positions in sample.info.
 
     Everything outside the segment is painted grey (128) unless masked is False; the inclusive bounding box is
     cut out and resized without keeping its aspect. Source: GKC, "teacher input", with the box's last row and
@@ -36,3 +39,30 @@ def crop_regions(
         patch = F.interpolate(patch[None], size, mode="bicubic", align_corners=False, antialias=True)
         crops[n] = patch[0].round_().clamp_(0, 255).to(torch.uint8)
     return crops, kept
+
+
+class Regions:
+    """All segments of a data set as the teacher sees them, un-augmented, with the keys that batches use."""
+
+    def __init__(self, dataset: Sequence[SegmentationSample]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        """Hash of the data set's length and of the content of four samples; changes where the data do."""
+        count = len(self.dataset)
+        digest = hashlib.sha256(str(count).encode())
+        for index in sorted({0, count // 3, count // 2, count - 1}) if count else []:
+            sample = self.dataset[index]
+            digest.update(sample.id.encode() + sample.image.tobytes() + sample.segments.tobytes())
+            digest.update(repr(sample.info).encode())
+        return digest.hexdigest()
+
+    def crops(self, size: tuple[int, int], masked: bool) -> Iterator[tuple[list[str], Tensor]]:
+        """Per sample: keys "sample id/segment id" and crops (M,3,*size) uint8; see crop_regions."""
+        for index in range(len(self.dataset)):
+            sample = self.dataset[index]
+            crops, kept = crop_regions(sample, size, masked=masked)
+            yield [f"{sample.id}/{sample.info[k].id}" for k in kept], crops

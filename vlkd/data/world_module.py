@@ -119,7 +119,7 @@ def _render(seed: int, size: int, numbers: range) -> tuple[np.ndarray, list[list
 
 
 def render_captioned(seed: int, size: int, first: int, count: int) -> tuple[Tensor, list[list[str]]]:
-    """Images (N,3,S,S) uint8 and some captions of each; rendered once on all cores, then read from the cache."""
+    """Images (N,3,S,S) uint8 and captions of each; rendered once on all cores, then read from the cache."""
     key = cache_key(renderer=_RENDERER, seed=seed, size=size, first=first, count=count)
     path = cache_folder() / "world" / f"{key[:24]}.safetensors"
     if not path.is_file():
@@ -169,8 +169,8 @@ def collate_captioned(items: list[tuple[Tensor, str]]) -> dict[str, Any]:
 class CaptionData(L.LightningDataModule):
     """Captioned images held in memory; a subclass says where they come from.
 
-    After setup(): `regions`, cut-out segments (N,3,S,S) uint8 with their class index (N,), and `names` (K,), on
-    which a CLIP model is scored.
+    After setup(): `regions`, cut-out segments (N,3,S,S) uint8 with their class index (N,), and `names` (K,),
+    on which a CLIP model is scored.
     """
 
     names: tuple[str, ...]

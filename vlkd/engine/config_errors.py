@@ -159,7 +159,11 @@ def _arguments_of(found: type) -> set[str]:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(found, fail_untyped=False, sub_configs=True)
-    return {action.dest for action in parser._actions if action.dest != "config" and not action.dest.endswith("help")}
+    return {
+        action.dest
+        for action in parser._actions
+        if action.dest != "config" and not action.dest.endswith("help")
+    }
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -159,6 +159,7 @@ def quiet_libraries() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*No seed found.*",
+        ".*It is recommended to use `self.log\\('score/.*",  # scores come from counts summed over processes
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -20,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "timm", "open_clip_torch", "num
 
 
 def new_run_folder(config: Path, chosen: str | None = None) -> Path:
-    """runs/<config stem>/<time>, or the chosen folder. Raises UserError when that already holds a run."""
+    """runs/<folder>-<stem of the config>/<time>, or the chosen folder; UserError when that holds a run."""
     first = is_first_process()
     if chosen:
         folder = Path(chosen)
@@ -31,7 +31,8 @@ def new_run_folder(config: Path, chosen: str | None = None) -> Path:
         return folder
     # The processes that Lightning starts for one run take over the name that the first has found.
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path("runs") / config.stem / (stamp if first else os.environ.get("VLKD_RUN_NAME", stamp))
+    experiment = f"{config.resolve().parent.name}-{config.stem}"
+    folder = Path("runs") / experiment / (stamp if first else os.environ.get("VLKD_RUN_NAME", stamp))
     number = 1
     while first and (folder / "config.yaml").exists():
         number += 1

@@ -100,7 +100,15 @@ def _finish(method: Distiller, config: dict[str, Any], run: Path) -> None:
 
     scores = {name: values[-1] for name, (_, values) in series(join(run), "score/").items()}
     card, tensors = method.bundle()
-    common = {"config": config, "scores": scores, "protocol": method.protocol, "command": command_line()}
+    common = {
+        "name": run.name,
+        "method": type(method).__module__.removeprefix("vlkd.methods.").split(".")[0],
+        "config": config,
+        "scores": scores,
+        "protocol": method.protocol,
+        "data": config["data"]["class_path"],
+        "command": command_line(),
+    }
     path = save_bundle(run / bundle_name("student", tensors), {**common, **card}, tensors)
     draw_curves(run)
     if scores:

@@ -1,4 +1,4 @@
-"""`vlkd zoo list|show|download|verify`."""
+"""`vlkd zoo list|show|download|verify|publish`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from vlkd.errors import UserError
 def zoo(argv: Sequence[str]) -> int:
     """Runs one zoo command; the exit code is 1 when `verify` finds a damaged or missing file."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "publish":
+        from vlkd.engine.publish import publish
+
+        given = arguments.bundle, arguments.name, arguments.score, arguments.config, arguments.licence
+        print(f"written: {publish(*given)}")
+        return 0
     shelf = Zoo.open()
     if arguments.command == "list":
         return _list(shelf)
@@ -38,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text).add_argument(
             "names", nargs="+" if name == "show" else "*", metavar="NAME", help="default: all models"
         )
+    add = commands.add_parser("publish", help="put a run's bundle into the zoo, in half precision")
+    add.add_argument("bundle", type=Path)
+    add.add_argument("--name", required=True)
+    add.add_argument("--score", required=True, help="which score of the card the manifest shows")
+    add.add_argument("--config", required=True, help="the config that made it, as in configs/")
+    add.add_argument("--licence", default="Apache-2.0")
     return parser
 
 

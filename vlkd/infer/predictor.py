@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlkd.errors import UserError
 from vlkd.infer.image_io import read_image, to_rgb
-from vlkd.infer.postprocess import semantic_map
+from vlkd.models.postprocess import semantic_map
 from vlkd.text.class_vectors import ClassVectors, TextEncoder
 from vlkd.text.names import nearest_hint
 from vlkd.text.templates import templates as template_set

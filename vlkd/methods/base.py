@@ -185,7 +185,7 @@ class Distiller(LightningModule):
         from vlkd.engine.bundle import load_bundle
 
         card, tensors = load_bundle(path)
-        described = card.get("config", {}).get("model")
+        described = cls.described(card)
         if not described:
             raise UserError(
                 f"{path}: the card holds no config of the method; score it with a config and --ckpt"
@@ -195,6 +195,11 @@ class Distiller(LightningModule):
         method: Distiller = parser.instantiate_classes(parser.parse_object({"model": described})).model
         method.load_student(tensors, str(path))
         return method
+
+    @classmethod
+    def described(cls, card: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The "model" part of the config in a bundle's card, as the method is to be built from it."""
+        return card.get("config", {}).get("model")
 
     def load_student(self, tensors: Mapping[str, Tensor], source: str = "bundle") -> None:
         """Copies the tensors that this module owns under the same names; others are left to the subclass.

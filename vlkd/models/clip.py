@@ -1,4 +1,4 @@
-"""CLIP towers: any open_clip model, by name, hub id, zoo name or file, with images in [0, 1] and texts as strings."""
+"""CLIP towers: any open_clip model, by name, hub id, zoo name or file; images in [0, 1], texts as strings."""
 
 from __future__ import annotations
 
@@ -43,9 +43,13 @@ class Features:
 class TextEncoder(nn.Module):
     """The text half of a CLIP model: strings to unit vectors."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, architecture: dict[str, Any], identity: str) -> None:
+    model: Any  # open_clip's classes differ in what they have
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, architecture: dict[str, Any], identity: str
+    ) -> None:
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(memory_format=torch.channels_last)
         self.tokenizer = tokenizer
         self.architecture = architecture
         self.identity = identity
@@ -67,7 +71,12 @@ class CLIPTower(TextEncoder):
     """A whole CLIP model that knows its own input: encode_image, encode_text, inner features."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, architecture: dict[str, Any], spec: InputSpec, identity: str = ""
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        architecture: dict[str, Any],
+        spec: InputSpec,
+        identity: str = "",
     ) -> None:
         super().__init__(model, tokenizer, architecture, identity)
         self.spec = spec
@@ -87,7 +96,9 @@ class CLIPTower(TextEncoder):
         images, visual = self._prepare(images01), self.model.visual
         if hasattr(visual, "forward_intermediates"):
             out = visual.forward_intermediates(images, indices=1, output_fmt="NCHW")
-            return Features(out["image_intermediates"][-1], F.normalize(out["image_features"].float(), dim=-1))
+            return Features(
+                out["image_intermediates"][-1], F.normalize(out["image_features"].float(), dim=-1)
+            )
         x = visual.stem(images)
         for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
             x = stage(x)
@@ -103,7 +114,7 @@ class CLIPTower(TextEncoder):
 
 
 def weights_identity(name: str, state: dict[str, Tensor]) -> str:
-    """name@hash16 of the weights, rounded to half precision so that storing them in half keeps the identity."""
+    """name@hash16 of the weights in half precision, so that storing them in half keeps the identity."""
     digest = hashlib.sha256()
     for key in sorted(state):
         value = state[key]
@@ -141,11 +152,13 @@ def from_architecture(architecture: dict[str, Any], identity: str = "") -> CLIPT
 
 
 def text_from_card(card: dict[str, Any], tensors: dict[str, Tensor]) -> TextEncoder:
-    """Text encoder of a bundle: card {name, model_cfg, preprocess, identity}, tensors as of CLIPTower.text_tensors."""
+    """Text encoder of a bundle: card {name, model_cfg, preprocess, identity}, tensors as of text_tensors."""
     tower = from_architecture(card, identity=card["identity"])
     model = tower.model
     model.visual = nn.Identity()
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
+    model.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True
+    )
     return TextEncoder(model.eval(), tower.tokenizer, card, card["identity"])
 
 
@@ -163,18 +176,26 @@ def _offline_hint(name: str, pretrained: str | None) -> str:
 
     cfg = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     source = (cfg.get("hf_hub") or "").rstrip("/") or cfg.get("url") or name
-    return f"fetch the weights of {source} on a machine with access and pass their file: pretrained=/path/to/weights"
+    return (
+        f"fetch the weights of {source} on a machine with access "
+        "and pass their file: pretrained=/path/to/weights"
+    )
 
 
 def build_clip(name: str, pretrained: str | None = None) -> CLIPTower:
-    """CLIP tower by open_clip architecture name (with a pretrained tag or a local file), "hf-hub:ORG/REPO",
-    model-zoo name or bundle file. Raises UserError for unknown names, unreadable files and unreachable hubs."""
+    """CLIP tower by open_clip architecture name, "hf-hub:ORG/REPO", model-zoo name or bundle file.
+
+    pretrained: tag or local file, with an architecture name. Raises UserError for unknown names, unreadable
+    files and unreachable hubs.
+    """
     import open_clip
 
     own = register_own_configs()
     if name.startswith("hf-hub:"):
         model = _create(name, None)
-        architecture = _describe(name, model, open_clip.factory._get_hf_config(name[len("hf-hub:") :])["model_cfg"])
+        architecture = _describe(
+            name, model, open_clip.factory._get_hf_config(name[len("hf-hub:") :])["model_cfg"]
+        )
     elif name in open_clip.list_models():
         model = _create(name, pretrained)
         architecture = _describe(name, model, open_clip.get_model_config(name))
@@ -194,14 +215,20 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained not in tags:
             near = difflib.get_close_matches(pretrained, tags, 1) or tags[:3]
-            raise UserError(f"{name}: pretrained={pretrained!r} is neither a file nor a tag of open_clip; near: {', '.join(near) or 'no tag exists'}")
+            raise UserError(
+                f"{name}: pretrained={pretrained!r} is neither a file nor a tag of open_clip; "
+                f"near: {', '.join(near) or 'no tag exists'}"
+            )
     try:
         with _quiet_and_quick():
             return open_clip.create_model(name, pretrained=pretrained, weights_only=True)
     except Exception as error:
         if pretrained and Path(pretrained).is_file():
             raise UserError(f"{pretrained}: not weights of {name} ({_first_line(error)})") from error
-        raise UserError(f"{name}: weights {pretrained or ''} cannot be downloaded ({_first_line(error)}); {_offline_hint(name, pretrained)}") from error
+        raise UserError(
+            f"{name}: weights {pretrained or ''} cannot be downloaded ({_first_line(error)}); "
+            f"{_offline_hint(name, pretrained)}"
+        ) from error
 
 
 @contextmanager
@@ -238,11 +265,16 @@ def _from_bundle(name: str) -> CLIPTower:
     if not Path(name).exists() and name not in zoo:
         known = [*zoo, *open_clip.list_models()]
         near = difflib.get_close_matches(name, known, 3)
-        raise UserError(f"CLIP model {name!r}: not a file, a zoo name or an open_clip architecture; near: {', '.join(near) or 'see open_clip.list_models()'}")
+        raise UserError(
+            f"CLIP model {name!r}: not a file, a zoo name or an open_clip architecture; "
+            f"near: {', '.join(near) or 'see open_clip.list_models()'}"
+        )
     card, tensors = load_bundle(resolve(name))
     if card["kind"] != "clip":
         raise UserError(f"{name}: holds a {card['kind']}, expected a CLIP bundle")
     tower = from_architecture(card["architecture"])
-    tower.model.load_state_dict({k.removeprefix("model."): v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    tower.model.load_state_dict(
+        {k.removeprefix("model."): v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    )
     tower.refresh_identity()
     return tower

@@ -1,4 +1,4 @@
-"""What a network expects of an image, so that towers of different size and normalisation work side by side."""
+"""What a network expects of an image: towers of different size and normalisation work side by side."""
 
 from __future__ import annotations
 

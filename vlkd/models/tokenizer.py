@@ -1,4 +1,4 @@
-"""Tokenizers: open_clip's own, or a short prefix of CLIP's BPE merges for the small configs of this project."""
+"""Tokenizers: open_clip's own, or a short prefix of CLIP's BPE merges for the project's small configs."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vlkd.cache import cache_folder
 from vlkd.errors import UserError
 from vlkd.text.names import clean_names, nearest_hint
 from vlkd.text.templates import templates as template_set
@@ -314,7 +315,7 @@ def _cache_file(cache: bool | str | Path | None, key: str) -> Path | None:
     if cache is None or cache is False:
         return None
     if cache is True:
-        cache = Path(os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd") / "class_vectors"
+        cache = cache_folder() / "class_vectors"
     return Path(cache) / f"{key}.safetensors"
 
 

@@ -15,7 +15,7 @@ def _lexicon(words: tuple[str, ...]) -> tuple[frozenset[str], int]:
 
 
 def caption_nouns(caption: str, vocabulary: Iterable[str]) -> list[str]:
-    """Words of the vocabulary found in a caption, in order, each once; longer ones win, plural -s is understood."""
+    """Words of the vocabulary in a caption, in order, each once; longer ones win, plural -s is understood."""
     known, longest = _lexicon(tuple(vocabulary))
     tokens = _WORD.findall(caption.lower())
     found: list[str] = []
@@ -23,7 +23,13 @@ def caption_nouns(caption: str, vocabulary: Iterable[str]) -> list[str]:
     while at < len(tokens):
         for length in range(min(longest, len(tokens) - at), 0, -1):
             phrase = " ".join(tokens[at : at + length])
-            word = phrase if phrase in known else phrase.removesuffix("s") if phrase.removesuffix("s") in known else None
+            word = (
+                phrase
+                if phrase in known
+                else phrase.removesuffix("s")
+                if phrase.removesuffix("s") in known
+                else None
+            )
             if word:
                 if word not in found:
                     found.append(word)

@@ -1,4 +1,4 @@
-"""The procedural world: seeded scenes and videos with exact masks and captions, the project's embedded data."""
+"""The procedural world, the embedded data: seeded scenes and videos with exact masks and captions."""
 
 from vlkd.data.world.names import BACKGROUNDS, NAMES, NOVEL, OBJECTS, THINGS, world_synonyms
 from vlkd.data.world.world import Scene, Video, World

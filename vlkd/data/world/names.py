@@ -1,4 +1,4 @@
-"""Names of the procedural world: what can be seen, what else WordNet calls it, and which colours there are."""
+"""Names of the procedural world: what can be seen, what else WordNet calls it, and the colours."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 
 def world_synonyms(name: str, held_out: bool | None = None) -> tuple[str, ...]:
-    """Other words for a class of the world; held_out=True only the one kept for evaluation, False only the rest.
+    """Other words for a class of the world; held_out=True: only the one kept for evaluation, False: the rest.
 
     A class with a single synonym keeps it for evaluation: the student then trains on the name alone.
     """

@@ -1,8 +1,9 @@
-"""Recipes of the world's objects: each returns painted parts in [-1, 1], with small variations drawn from rng."""
+"""Recipes of the world's objects: painted parts in [-1, 1], with small variations drawn from rng."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def car(rng: Rng) -> list[Part]:
 def bus(rng: Rng) -> list[Part]:
     count = int(rng.integers(4, 6))
     edges = np.linspace(-0.86, 0.86, count + 1)
-    windows = [rect(a + 0.04, -0.36, b - 0.04, -0.06) for a, b in zip(edges, edges[1:], strict=False)]
+    windows = [rect(a + 0.04, -0.36, b - 0.04, -0.06) for a, b in pairwise(edges)]
     return [Part("main", [rect(-0.97, -0.5, 0.97, 0.4)]), Part("dark", [rect(-0.97, 0.06, 0.97, 0.16)]),
             Part(GLASS, windows), *_wheels((-0.6, 0.6), 0.42, 0.17)]  # fmt: skip
 
@@ -57,7 +58,11 @@ def bicycle(rng: Rng) -> list[Part]:
              (0.0, 0.27, -0.55, 0.25), (0.0, 0.27, -0.2, seat), (0.55, 0.25, 0.34, -0.42)]  # fmt: skip
     parts = [Part(BLACK, [*ring(-0.55, 0.25, 0.4, 0.32), *ring(0.55, 0.25, 0.4, 0.32)])]
     parts += [Part("main", [bar(*s, 0.09)]) for s in frame]
-    return [*parts, Part(BLACK, [bar(-0.34, seat, -0.08, seat, 0.09)]), Part(BLACK, [bar(0.2, -0.45, 0.5, -0.42, 0.08)])]
+    return [
+        *parts,
+        Part(BLACK, [bar(-0.34, seat, -0.08, seat, 0.09)]),
+        Part(BLACK, [bar(0.2, -0.45, 0.5, -0.42, 0.08)]),
+    ]
 
 
 def airplane(rng: Rng) -> list[Part]:
@@ -67,13 +72,19 @@ def airplane(rng: Rng) -> list[Part]:
     far = poly((0.2, -0.06), (0.0 - sweep, -0.5), (-0.14 - sweep, -0.5), (-0.1, -0.06))
     tail = poly((-0.6, -0.08), (-0.82, -0.45), (-0.96, -0.45), (-0.9, -0.02))
     panes = [ellipse(x, -0.04, 0.035, points=8) for x in np.linspace(-0.45, 0.6, 7)]
-    return [Part("dark", [far]), Part("main", [body]), Part("main", [tail]), Part("dark", [wing]), Part(GLASS, panes)]
+    return [
+        Part("dark", [far]),
+        Part("main", [body]),
+        Part("main", [tail]),
+        Part("dark", [wing]),
+        Part(GLASS, panes),
+    ]
 
 
 def helicopter(rng: Rng) -> list[Part]:
     tilt = rng.uniform(-0.08, 0.08)
     boom = poly((-0.95, -0.16), (0.0, -0.14), (0.0, 0.14), (-0.95, -0.06))
-    skid = [bar(-0.2, 0.58, 0.72, 0.58, 0.06), bar(0.0, 0.3, 0.0, 0.58, 0.05), bar(0.45, 0.3, 0.45, 0.58, 0.05)]
+    skid = [bar(-0.2, 0.58, 0.72, 0.58, 0.06), bar(0.0, 0.3, 0.0, 0.58, 0.05), bar(0.45, 0.3, 0.45, 0.58, 0.05)]  # fmt: skip
     pane = poly((0.3, -0.2), (0.5, -0.2), (0.66, 0.04), (0.3, 0.06))
     return [Part("main", [boom]), Part("main", [ellipse(0.25, 0.06, 0.46, 0.36)]), Part(GLASS, [pane]),
             Part("dark", [ellipse(-0.9, -0.12, 0.16)]), *[Part(BLACK, [s]) for s in skid],
@@ -115,7 +126,9 @@ def windmill(rng: Rng) -> list[Part]:
     for k in range(4):
         c, s = np.cos(turn + k * np.pi / 2).round(9), np.sin(turn + k * np.pi / 2).round(9)
         shape = np.array([(0.08, -0.02), (0.78, -0.04), (0.78, -0.26), (0.14, -0.2)])
-        blades.append(np.stack([shape[:, 0] * c - shape[:, 1] * s, shape[:, 0] * s + shape[:, 1] * c - 0.3], axis=1))
+        blades.append(
+            np.stack([shape[:, 0] * c - shape[:, 1] * s, shape[:, 0] * s + shape[:, 1] * c - 0.3], axis=1)
+        )
     tower = poly((-0.16, -0.35), (0.16, -0.35), (0.3, 0.95), (-0.3, 0.95))
     return [Part("main", [tower]), Part(WOOD, [rect(-0.09, 0.6, 0.09, 0.95)]), Part("dark", [half(0, -0.33, 0.2, 0.2)]),
             *[Part(CREAM, [b]) for b in blades], Part(BLACK, [ellipse(0, -0.3, 0.08)])]  # fmt: skip
@@ -125,7 +138,10 @@ def castle(rng: Rng) -> list[Part]:
     top = rng.uniform(-0.5, -0.35)
     teeth = [rect(x, top + 0.1, x + 0.13, top + 0.25) for x in (-0.42, -0.18, 0.06, 0.3)]
     towers = [rect(-0.9, top - 0.1, -0.5, 0.9), rect(0.5, top - 0.1, 0.9, 0.9)]
-    roofs = [poly((-0.98, top - 0.1), (-0.7, -0.97), (-0.42, top - 0.1)), poly((0.42, top - 0.1), (0.7, -0.97), (0.98, top - 0.1))]
+    roofs = [
+        poly((-0.98, top - 0.1), (-0.7, -0.97), (-0.42, top - 0.1)),
+        poly((0.42, top - 0.1), (0.7, -0.97), (0.98, top - 0.1)),
+    ]
     gate = [half(0, 0.5, 0.2, 0.24), rect(-0.2, 0.5, 0.2, 0.9)]
     slits = [rect(-0.75, 0.0, -0.65, 0.28), rect(0.65, 0.0, 0.75, 0.28)]
     return [Part(GREY, [rect(-0.6, top + 0.24, 0.6, 0.9), *teeth]), Part((172, 174, 178), towers), Part("main", roofs),
@@ -141,7 +157,10 @@ def tent(rng: Rng) -> list[Part]:
 def flower(rng: Rng) -> list[Part]:
     n = int(rng.integers(5, 8))
     angle = np.arange(n) * 2 * np.pi / n + rng.uniform(0, 1)
-    petals = [ellipse(0.36 * a, -0.4 + 0.36 * b, 0.24, points=16) for a, b in zip(np.cos(angle).round(9), np.sin(angle).round(9), strict=True)]
+    petals = [
+        ellipse(0.36 * a, -0.4 + 0.36 * b, 0.24, points=16)
+        for a, b in zip(np.cos(angle).round(9), np.sin(angle).round(9), strict=True)
+    ]
     return [Part(LEAF, [bar(0, -0.3, 0, 0.95, 0.09)]), Part(LEAF, [ellipse(0.26, 0.5, 0.24, 0.1)]), Part(LEAF, [ellipse(-0.26, 0.66, 0.24, 0.1)]),
             *[Part("main", [p]) for p in petals], Part(GOLD, [ellipse(0, -0.4, 0.2)])]  # fmt: skip
 
@@ -153,13 +172,26 @@ def palm(rng: Rng) -> list[Part]:
     for dx, dy in ((-0.85, 0.1), (-0.8, -0.32), (-0.3, -0.5), (0.35, -0.5), (0.82, -0.3), (0.85, 0.12)):
         middle = (lean + dx * 0.55, -0.4 + dy * 0.55 - 0.17)
         fronds.append(wave([(lean, -0.4), middle, (lean + dx, -0.4 + dy)], [0.05, 0.24, 0.02]))
-    return [Part(WOOD, [trunk]), *[Part("leaf", [f]) for f in fronds], Part((96, 58, 30), [ellipse(lean - 0.08, -0.33, 0.09), ellipse(lean + 0.1, -0.3, 0.09)])]
+    return [
+        Part(WOOD, [trunk]),
+        *[Part("leaf", [f]) for f in fronds],
+        Part((96, 58, 30), [ellipse(lean - 0.08, -0.33, 0.09), ellipse(lean + 0.1, -0.3, 0.09)]),
+    ]
 
 
 def fir(rng: Rng) -> list[Part]:
     w = rng.uniform(0.5, 0.68)
-    tiers = [poly((0, -0.97), (w * 0.62, -0.35), (-w * 0.62, -0.35)), poly((0, -0.6), (w * 0.85, 0.15), (-w * 0.85, 0.15)), poly((0, -0.2), (w, 0.7), (-w, 0.7))]
-    return [Part(WOOD, [rect(-0.1, 0.6, 0.1, 0.97)]), Part("leaf", [tiers[2]]), Part("leaf dark", [tiers[1]]), Part("leaf", [tiers[0]])]
+    tiers = [
+        poly((0, -0.97), (w * 0.62, -0.35), (-w * 0.62, -0.35)),
+        poly((0, -0.6), (w * 0.85, 0.15), (-w * 0.85, 0.15)),
+        poly((0, -0.2), (w, 0.7), (-w, 0.7)),
+    ]
+    return [
+        Part(WOOD, [rect(-0.1, 0.6, 0.1, 0.97)]),
+        Part("leaf", [tiers[2]]),
+        Part("leaf dark", [tiers[1]]),
+        Part("leaf", [tiers[0]]),
+    ]
 
 
 def corn(rng: Rng) -> list[Part]:
@@ -173,20 +205,38 @@ def corn(rng: Rng) -> list[Part]:
 def pineapple(rng: Rng) -> list[Part]:
     low = rng.uniform(0.85, 0.95)
     body = ellipse(0, low - 0.62, 0.48, 0.62)
-    lines = [bar(-0.42, y, 0.3, y + 0.45, 0.05) for y in (-0.15, 0.1, 0.35)] + [bar(0.42, y, -0.3, y + 0.45, 0.05) for y in (-0.15, 0.1, 0.35)]
-    leaves = [poly((-0.14, -0.22), (x, -0.95 + abs(x) * 0.5), (0.14, -0.22)) for x in (-0.5, -0.25, 0.0, 0.25, 0.5)]
-    return [*[Part("leaf", [leaf]) for leaf in leaves], Part((226, 164, 44), [body]), *[Part((160, 100, 26), [s]) for s in lines]]
+    lines = [bar(-0.42, y, 0.3, y + 0.45, 0.05) for y in (-0.15, 0.1, 0.35)] + [
+        bar(0.42, y, -0.3, y + 0.45, 0.05) for y in (-0.15, 0.1, 0.35)
+    ]
+    leaves = [
+        poly((-0.14, -0.22), (x, -0.95 + abs(x) * 0.5), (0.14, -0.22)) for x in (-0.5, -0.25, 0.0, 0.25, 0.5)
+    ]
+    return [
+        *[Part("leaf", [leaf]) for leaf in leaves],
+        Part((226, 164, 44), [body]),
+        *[Part((160, 100, 26), [s]) for s in lines],
+    ]
 
 
 def doughnut(rng: Rng) -> list[Part]:
     angle, radius = rng.uniform(0, 2 * np.pi, 14), rng.uniform(0.4, 0.66, 14)
-    sprinkles = [ellipse(r * a, r * b, 0.05, 0.05, points=8) for r, a, b in zip(radius, np.cos(angle).round(9), np.sin(angle).round(9), strict=True)]
-    return [Part((206, 152, 92), ring(0, 0, 0.92, 0.26)), Part("main", ring(0, 0, 0.8, 0.34)), *[Part(WHITE, [s]) for s in sprinkles]]
+    sprinkles = [
+        ellipse(r * a, r * b, 0.05, 0.05, points=8)
+        for r, a, b in zip(radius, np.cos(angle).round(9), np.sin(angle).round(9), strict=True)
+    ]
+    return [
+        Part((206, 152, 92), ring(0, 0, 0.92, 0.26)),
+        Part("main", ring(0, 0, 0.8, 0.34)),
+        *[Part(WHITE, [s]) for s in sprinkles],
+    ]
 
 
 def hamburger(rng: Rng) -> list[Part]:
-    seeds = [ellipse(x, y, 0.05, 0.03, points=8) for x, y in rng.uniform((-0.55, -0.55), (0.55, -0.25), (7, 2))]
-    salad = poly((-0.92, 0.02), (0.92, 0.02), (0.75, 0.18), (0.5, 0.05), (0.25, 0.2), (0.0, 0.05), (-0.25, 0.2), (-0.5, 0.05), (-0.75, 0.18))
+    seeds = [
+        ellipse(x, y, 0.05, 0.03, points=8) for x, y in rng.uniform((-0.55, -0.55), (0.55, -0.25), (7, 2))
+    ]
+    salad = poly((-0.92, 0.02), (0.92, 0.02), (0.75, 0.18), (0.5, 0.05), (0.25, 0.2), (0.0, 0.05),
+                 (-0.25, 0.2), (-0.5, 0.05), (-0.75, 0.18))  # fmt: skip
     return [Part((214, 150, 76), [half(0, -0.02, 0.9, 0.7)]), Part(CREAM, seeds), Part((92, 54, 34), [rect(-0.85, 0.12, 0.85, 0.36)]),
             Part(LEAF, [salad]), Part(RED, [rect(-0.8, -0.06, 0.8, 0.04)]), Part((214, 150, 76), [half(0, 0.36, 0.85, -0.36)])]  # fmt: skip
 
@@ -195,7 +245,11 @@ def lollipop(rng: Rng) -> list[Part]:
     turn = rng.uniform(0, np.pi)
     swirl = [wave([(0, -0.42), (0.28 * np.cos(a), -0.42 + 0.28 * np.sin(a)), (0.5 * np.cos(a + 0.8), -0.42 + 0.5 * np.sin(a + 0.8))], [0.02, 0.12, 0.2])
              for a in turn + np.arange(4) * np.pi / 2]  # fmt: skip
-    return [Part(CREAM, [bar(0, 0, 0, 0.97, 0.1)]), Part("main", [ellipse(0, -0.42, 0.54)]), *[Part(WHITE, [s]) for s in swirl]]
+    return [
+        Part(CREAM, [bar(0, 0, 0, 0.97, 0.1)]),
+        Part("main", [ellipse(0, -0.42, 0.54)]),
+        *[Part(WHITE, [s]) for s in swirl],
+    ]
 
 
 def snake(rng: Rng) -> list[Part]:
@@ -210,7 +264,10 @@ def snake(rng: Rng) -> list[Part]:
 
 
 def ladybug(rng: Rng) -> list[Part]:
-    spots = [ellipse(x * 0.9, y, 0.12, points=16) for x, y in ((-0.4, -0.1), (0.4, -0.1), (-0.35, 0.4), (0.35, 0.4), (-0.62, 0.18), (0.62, 0.18))]
+    spots = [
+        ellipse(x * 0.9, y, 0.12, points=16)
+        for x, y in ((-0.4, -0.1), (0.4, -0.1), (-0.35, 0.4), (0.35, 0.4), (-0.62, 0.18), (0.62, 0.18))
+    ]
     legs = [bar(s * 0.6, y, s * 0.97, y + 0.1, 0.07) for s in (-1, 1) for y in (-0.3, 0.1, 0.45)]
     return [*[Part(BLACK, [leg]) for leg in legs], Part(BLACK, [ellipse(0, -0.66, 0.36, 0.28)]), Part("main", [ellipse(0, 0.12, 0.76, 0.74)]),
             Part(BLACK, spots[: int(rng.integers(4, 7))]), Part(BLACK, [rect(-0.03, -0.6, 0.03, 0.86)]), Part(WHITE, [ellipse(-0.16, -0.76, 0.07), ellipse(0.16, -0.76, 0.07)])]  # fmt: skip
@@ -218,7 +275,10 @@ def ladybug(rng: Rng) -> list[Part]:
 
 def owl(rng: Rng) -> list[Part]:
     w = rng.uniform(0.56, 0.66)
-    ears = [poly((-w, -0.95), (-0.15, -0.65), (-w + 0.05, -0.4)), poly((w, -0.95), (0.15, -0.65), (w - 0.05, -0.4))]
+    ears = [
+        poly((-w, -0.95), (-0.15, -0.65), (-w + 0.05, -0.4)),
+        poly((w, -0.95), (0.15, -0.65), (w - 0.05, -0.4)),
+    ]
     return [Part("main", [ellipse(0, 0.05, w + 0.04, 0.86)]), *[Part("main", [e]) for e in ears], Part("light", [ellipse(0, 0.36, 0.38, 0.46)]),
             Part("dark", [ellipse(-w, 0.2, 0.16, 0.5)]), Part("dark", [ellipse(w, 0.2, 0.16, 0.5)]), Part(WHITE, [ellipse(-0.27, -0.35, 0.26), ellipse(0.27, -0.35, 0.26)]),
             Part(BLACK, [ellipse(-0.27, -0.35, 0.12), ellipse(0.27, -0.35, 0.12)]), Part(GOLD, [poly((-0.1, -0.2), (0.1, -0.2), (0, 0.04))]), Part(GOLD, [rect(-0.3, 0.86, -0.08, 0.96), rect(0.08, 0.86, 0.3, 0.96)])]  # fmt: skip
@@ -228,7 +288,12 @@ def octopus(rng: Rng) -> list[Part]:
     arms = []
     for x in (-0.75, -0.45, -0.15, 0.15, 0.45, 0.75):
         curl = rng.uniform(-0.12, 0.12)
-        arms.append(wave([(x * 0.6, 0.05), (x * 0.9 + curl, 0.45), (x, 0.75), (x * 1.15 + curl, 0.95)], [0.22, 0.18, 0.13, 0.04]))
+        arms.append(
+            wave(
+                [(x * 0.6, 0.05), (x * 0.9 + curl, 0.45), (x, 0.75), (x * 1.15 + curl, 0.95)],
+                [0.22, 0.18, 0.13, 0.04],
+            )
+        )
     return [*[Part("main", [a]) for a in arms], Part("main", [ellipse(0, -0.3, 0.56, 0.62)]), Part(WHITE, [ellipse(-0.2, -0.2, 0.15), ellipse(0.2, -0.2, 0.15)]),
             Part(BLACK, [ellipse(-0.2, -0.17, 0.07), ellipse(0.2, -0.17, 0.07)]), Part("dark", [half(0, 0.08, 0.14, -0.1)])]  # fmt: skip
 
@@ -242,8 +307,13 @@ def rabbit(rng: Rng) -> list[Part]:
 
 def cat(rng: Rng) -> list[Part]:
     side = 1.0 if rng.random() < 0.5 else -1.0
-    tail = wave([(side * 0.4, 0.75), (side * 0.8, 0.6), (side * 0.85, 0.2), (side * 0.7, 0.0)], [0.14, 0.15, 0.13, 0.08])
-    whiskers = [bar(s * 0.12, y, s * 0.55, y + dy, 0.03) for s in (-1, 1) for y, dy in ((-0.12, -0.06), (-0.08, 0.05))]
+    tail = wave(
+        [(side * 0.4, 0.75), (side * 0.8, 0.6), (side * 0.85, 0.2), (side * 0.7, 0.0)],
+        [0.14, 0.15, 0.13, 0.08],
+    )
+    whiskers = [
+        bar(s * 0.12, y, s * 0.55, y + dy, 0.03) for s in (-1, 1) for y, dy in ((-0.12, -0.06), (-0.08, 0.05))
+    ]
     return [Part("main", [tail]), Part("main", [ellipse(0, 0.5, 0.48, 0.46)]), Part("main", [poly((-0.48, -0.85), (-0.1, -0.55), (-0.44, -0.25))]), Part("main", [poly((0.48, -0.85), (0.1, -0.55), (0.44, -0.25))]),
             Part("main", [ellipse(0, -0.25, 0.46, 0.38)]), Part((126, 190, 70), [ellipse(-0.18, -0.32, 0.1, 0.08), ellipse(0.18, -0.32, 0.1, 0.08)]), Part(BLACK, [ellipse(-0.18, -0.32, 0.035, 0.07), ellipse(0.18, -0.32, 0.035, 0.07)]),
             Part((232, 140, 150), [poly((-0.06, -0.18), (0.06, -0.18), (0, -0.1))]), *[Part(WHITE, [w]) for w in whiskers], Part("light", [ellipse(-0.2, 0.9, 0.16, 0.08), ellipse(0.2, 0.9, 0.16, 0.08)])]  # fmt: skip
@@ -257,14 +327,24 @@ def sun(rng: Rng) -> list[Part]:
 def hat(rng: Rng) -> list[Part]:
     top = rng.uniform(-0.75, -0.55)
     crown = poly((-0.42, 0.35), (-0.46, top), (0.46, top), (0.42, 0.35))
-    return [Part("main", [crown]), Part("light", [poly((-0.425, 0.06), (0.425, 0.06), (0.42, 0.32), (-0.42, 0.32))]), Part("main", [ellipse(0, 0.42, 0.95, 0.18)]), Part("dark", [ellipse(0, top, 0.46, 0.1)])]
+    return [
+        Part("main", [crown]),
+        Part("light", [poly((-0.425, 0.06), (0.425, 0.06), (0.42, 0.32), (-0.42, 0.32))]),
+        Part("main", [ellipse(0, 0.42, 0.95, 0.18)]),
+        Part("dark", [ellipse(0, top, 0.46, 0.1)]),
+    ]
 
 
 def handbag(rng: Rng) -> list[Part]:
     drop = rng.uniform(-0.2, -0.1)
     handle = [half(0, drop + 0.05, 0.46, 0.68), half(0, drop + 0.05, 0.34, 0.55)]
     bag = poly((-0.66, drop), (0.66, drop), (0.85, 0.85), (-0.85, 0.85))
-    return [Part("dark", handle), Part("main", [bag]), Part("dark", [poly((-0.67, drop), (0.67, drop), (0.5, drop + 0.4), (-0.5, drop + 0.4))]), Part(GOLD, [ellipse(0, drop + 0.4, 0.1)])]
+    return [
+        Part("dark", handle),
+        Part("main", [bag]),
+        Part("dark", [poly((-0.67, drop), (0.67, drop), (0.5, drop + 0.4), (-0.5, drop + 0.4))]),
+        Part(GOLD, [ellipse(0, drop + 0.4, 0.1)]),
+    ]
 
 
 def spectacles(rng: Rng) -> list[Part]:
@@ -287,7 +367,12 @@ def television(rng: Rng) -> list[Part]:
 
 def bucket(rng: Rng) -> list[Part]:
     w = rng.uniform(0.42, 0.52)
-    return [Part(GREY, [half(0, -0.3, 0.68, 0.62), half(0, -0.3, 0.6, 0.54)]), Part("main", [poly((-0.74, -0.3), (0.74, -0.3), (w, 0.9), (-w, 0.9))]), Part("dark", [ellipse(0, -0.3, 0.74, 0.16)]), Part("light", [poly((-0.66, 0.1), (0.66, 0.1), (0.62, 0.26), (-0.62, 0.26))])]
+    return [
+        Part(GREY, [half(0, -0.3, 0.68, 0.62), half(0, -0.3, 0.6, 0.54)]),
+        Part("main", [poly((-0.74, -0.3), (0.74, -0.3), (w, 0.9), (-w, 0.9))]),
+        Part("dark", [ellipse(0, -0.3, 0.74, 0.16)]),
+        Part("light", [poly((-0.66, 0.1), (0.66, 0.1), (0.62, 0.26), (-0.62, 0.26))]),
+    ]
 
 
 def candle(rng: Rng) -> list[Part]:

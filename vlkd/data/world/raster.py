@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Part(NamedTuple):
-    """One painted part of an object: contours in [-1, 1] (y down), filled even-odd, and a colour role or RGB."""
+    """Painted part of an object: contours in [-1, 1] (y down), filled even-odd, and a colour role or RGB."""
 
     colour: str | tuple[int, int, int]
     contours: list[Floats]

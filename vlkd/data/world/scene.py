@@ -66,18 +66,26 @@ def make_item(rng: Rng, name: str, x: float, y: float, scale: float) -> Item:
         angle=float(rng.normal(0, 0.12)),
         flip=1 if rng.random() < 0.5 else -1,
         aspect=float(rng.uniform(0.85, 1.18)),
-        velocity=(float(rng.uniform(-0.03, 0.03)), float(rng.uniform(-0.012, 0.012)), float(rng.normal(0, 0.02))),
+        velocity=(
+            float(rng.uniform(-0.03, 0.03)),
+            float(rng.uniform(-0.012, 0.012)),
+            float(rng.normal(0, 0.02)),
+        ),
     )
 
 
 def paint(item: Item, canvas: Packed, ids: npt.NDArray[np.int32], segment: int, time: float = 0) -> None:
-    """Paint an item at a time (frames) onto the packed canvas (H,W); write its segment id where it is seen."""
+    """Paint an item at a time (frames) onto the packed canvas (H,W); write its segment id where seen."""
     height, width = ids.shape
     angle = item.angle + time * item.velocity[2]
     c, s = round(float(np.cos(angle)), 9), round(float(np.sin(angle)), 9)
     size = item.scale * min(height, width)
-    matrix = size * np.array([[c * item.flip * item.aspect, -s / item.aspect], [s * item.flip * item.aspect, c / item.aspect]])
-    centre = np.array([(item.x + time * item.velocity[0]) * width, (item.y + time * item.velocity[1]) * height])
+    matrix = size * np.array(
+        [[c * item.flip * item.aspect, -s / item.aspect], [s * item.flip * item.aspect, c / item.aspect]]
+    )
+    centre = np.array(
+        [(item.x + time * item.velocity[0]) * width, (item.y + time * item.velocity[1]) * height]
+    )
     filled = fill(item.edges.transform(matrix, centre), height, width)
     if filled is None:
         return
@@ -93,7 +101,9 @@ def paint(item: Item, canvas: Packed, ids: npt.NDArray[np.int32], segment: int, 
     np.copyto(ids[window], np.int32(segment), where=seen)
 
 
-def _marks(pattern: str, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.int64]:
+def _marks(
+    pattern: str, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], step: int
+) -> npt.NDArray[np.int64]:
     """1 where a pattern shows the second colour."""
     if pattern == "stripes":
         return y // step % 2
@@ -121,7 +131,9 @@ def layers(rng: Rng, height: int, width: int) -> list[tuple[str, Mask]]:
         if rng.random() < 0.6:
             cx, ry = rng.uniform(0.3, 0.7) * width, rng.uniform(0.1, 0.2) * height
             cy = (horizon + 1) / 2 * height
-            found.append(("carpet", below & (((columns - cx) / (0.42 * width)) ** 2 + ((rows - cy) / ry) ** 2 < 1)))
+            found.append(
+                ("carpet", below & (((columns - cx) / (0.42 * width)) ** 2 + ((rows - cy) / ry) ** 2 < 1))
+            )
         return found
     found = [(SKIES[int(rng.integers(2))], whole)]
     choice = rng.random()
@@ -137,7 +149,9 @@ def layers(rng: Rng, height: int, width: int) -> list[tuple[str, Mask]]:
         other = ("road", "water")[int(rng.integers(2))]
         depth = np.clip((rows / height - horizon) / (1 - horizon), 0, 1)
         centre = (rng.uniform(0.3, 0.7) + depth * rng.uniform(-0.4, 0.4)) * width
-        found.append((other, below & (np.abs(columns - centre) < (0.05 + rng.uniform(0.15, 0.35) * depth) * width)))
+        found.append(
+            (other, below & (np.abs(columns - centre) < (0.05 + rng.uniform(0.15, 0.35) * depth) * width))
+        )
     return found
 
 
@@ -149,7 +163,9 @@ def place_items(rng: Rng, count: int) -> list[Item]:
         anywhere = rng.random() < 0.25
         low, high = (0.1, 0.9) if anywhere else (0.08, 0.4) if name in FLYING else (0.45, 0.88)
         y, x = rng.uniform(low, high), rng.uniform(0.06, 0.94)
-        items.append(make_item(rng, name, float(x), float(y), float(rng.uniform(0.11, 0.27) * (0.7 + 0.5 * y))))
+        items.append(
+            make_item(rng, name, float(x), float(y), float(rng.uniform(0.11, 0.27) * (0.7 + 0.5 * y)))
+        )
     return sorted(items, key=lambda item: item.y)
 
 
@@ -171,8 +187,10 @@ def category(name: str) -> int:
     return NAMES.index(name)
 
 
-def draw_layers(rng: Rng, found: list[tuple[str, Mask]], height: int, width: int) -> tuple[Packed, npt.NDArray[np.int32], list[str]]:
-    """Paint background layers: packed canvas (H,W), segment ids (H,W) from 1, and the name of each segment in order."""
+def draw_layers(
+    rng: Rng, found: list[tuple[str, Mask]], height: int, width: int
+) -> tuple[Packed, npt.NDArray[np.int32], list[str]]:
+    """Paint background layers: packed canvas (H,W), segment ids (H,W) from 1, names by segment."""
     canvas = np.full((height, width), 0x808080, "<u4")
     ids = np.zeros((height, width), np.int32)
     names: list[str] = []
@@ -182,4 +200,3 @@ def draw_layers(rng: Rng, found: list[tuple[str, Mask]], height: int, width: int
         np.copyto(canvas, patch(name, rng, height, width), where=mask)
         np.copyto(ids, np.int32(names.index(name) + 1), where=mask)
     return canvas, ids, names
-

@@ -7,7 +7,10 @@ import numpy as np
 from vlkd.data.world.raster import Floats
 
 _CIRCLE = np.stack(
-    [np.cos(np.linspace(0, 2 * np.pi, 64, endpoint=False)), np.sin(np.linspace(0, 2 * np.pi, 64, endpoint=False))],
+    [
+        np.cos(np.linspace(0, 2 * np.pi, 64, endpoint=False)),
+        np.sin(np.linspace(0, 2 * np.pi, 64, endpoint=False)),
+    ],
     axis=1,
 ).round(9)
 

@@ -81,8 +81,12 @@ def wall(rng: Rng) -> Field:
     y, x = _yx()
     row = np.floor(y * 16)
     mortar = (triangle(y * 16) < 0.2) | (triangle(x * 8 + 0.5 * (row % 2)) < 0.1)
-    tone = rng.random((16, 9))[row.astype(int), np.floor((x * 8 + 0.5 * (row % 2))).astype(int)]
-    return np.where(mortar[..., None], (202, 194, 182), mix(tone * 0.7 + 0.3 * noise(rng, 64), (142, 66, 50), (190, 104, 80)))
+    tone = rng.random((16, 9))[row.astype(int), np.floor(x * 8 + 0.5 * (row % 2)).astype(int)]
+    return np.where(
+        mortar[..., None],
+        (202, 194, 182),
+        mix(tone * 0.7 + 0.3 * noise(rng, 64), (142, 66, 50), (190, 104, 80)),
+    )
 
 
 def water(rng: Rng) -> Field:
@@ -135,8 +139,9 @@ def carpet(rng: Rng) -> Field:
 
 
 TEXTURES: dict[str, Callable[[Rng], Field]] = {
-    "blue sky": blue_sky, "sunset": sunset, "mountain": mountain, "forest": forest, "wall": wall, "water": water,
-    "grass": grass, "road": road, "sand": sand, "snow": snow, "floor": floor, "carpet": carpet,
+    "blue sky": blue_sky, "sunset": sunset, "mountain": mountain, "forest": forest, "wall": wall,
+    "water": water, "grass": grass, "road": road, "sand": sand, "snow": snow, "floor": floor,
+    "carpet": carpet,
 }  # fmt: skip
 
 
@@ -165,7 +170,7 @@ def tile(name: str, variant: int, tint: int) -> npt.NDArray[np.uint32]:
 
 
 def patch(name: str, rng: Rng, height: int, width: int) -> npt.NDArray[np.uint32]:
-    """Randomly shifted, scaled, flipped and tinted texture, packed (H,W); its scale follows the image's height."""
+    """Randomly shifted, scaled, flipped and tinted texture, packed (H,W); scaled with the image's height."""
     texture = tile(name, int(rng.integers(VARIANTS)), int(rng.integers(TINTS)))
     zoom = rng.uniform(0.7, 1.6) * 128 / height
     oy, ox = rng.integers(0, TILE, 2)

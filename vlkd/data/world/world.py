@@ -10,7 +10,17 @@ import numpy.typing as npt
 
 from vlkd.data.world.captions import caption
 from vlkd.data.world.names import BACKGROUNDS, NAMES, OBJECTS, THINGS
-from vlkd.data.world.scene import Item, Packed, category, draw_layers, layers, light, make_item, paint, place_items
+from vlkd.data.world.scene import (
+    Item,
+    Packed,
+    category,
+    draw_layers,
+    layers,
+    light,
+    make_item,
+    paint,
+    place_items,
+)
 
 VOID = 255
 _KINDS = ("scene", "object", "cutout", "swatch", "video")
@@ -18,9 +28,12 @@ _KINDS = ("scene", "object", "cutout", "swatch", "video")
 
 @dataclass
 class Scene:
-    """A rendered image with exact labels: image (H,W,3) uint8, semantic (H,W) uint8 indexing names with 255 for
-    void, panoptic (H,W) int32 segment ids with 0 for void, categories {segment id: class index}, and what a
-    caption can tell: (name, colour) of the visible things, names of the visible stuff."""
+    """A rendered image with exact labels.
+
+    image (H,W,3) uint8, semantic (H,W) uint8 indexing names with 255 for void, panoptic (H,W) int32 segment
+    ids with 0 for void, categories {segment id: class index}, and what a caption can tell: (name, colour) of
+    the visible things, names of the visible stuff.
+    """
 
     image: npt.NDArray[np.uint8]
     panoptic: npt.NDArray[np.int32]
@@ -116,7 +129,13 @@ class World:
         whole = np.ones(size, bool)
         canvas, ids, stuff = draw_layers(rng, [(name, whole) for name in stuff], *size)
         x, y = rng.uniform(0.42, 0.58, 2)
-        item = make_item(rng, list(OBJECTS)[int(rng.integers(len(OBJECTS)))], float(x), float(y), float(rng.uniform(0.3, 0.52)))
+        item = make_item(
+            rng,
+            list(OBJECTS)[int(rng.integers(len(OBJECTS)))],
+            float(x),
+            float(y),
+            float(rng.uniform(0.3, 0.52)),
+        )
         paint(item, canvas, ids, len(stuff) + 1)
         return _scene(rng, canvas, ids, stuff, [item], int(rng.integers(2**32)))
 
@@ -141,4 +160,3 @@ class World:
     def video(self, i: int, frames: int = 24, size: tuple[int, int] = (128, 128)) -> Video:
         """Video number i: objects move, enter, leave and cross before a still background."""
         return Video(self, i, frames, size)
-

@@ -22,7 +22,7 @@ class CLIP(Distiller):
     Args:
         architecture: open_clip name, or one of the packaged tiny configs.
         pretrained: tag or file to start from.
-        text_from: CLIP model whose text half is copied and locked (as in LiT): both towers then share a space.
+        text_from: CLIP model whose text half is copied and locked (as in LiT), so that both share a space.
         template_set: prompt templates of the zero-shot evaluation.
         weights: factor of the loss `contrastive`.
         lr: see Distiller.
@@ -30,6 +30,9 @@ class CLIP(Distiller):
         warmup_steps: see Distiller.
         schedule: see Distiller.
     """
+
+    tower: CLIPTower
+    model: Any
 
     def __init__(
         self,
@@ -52,16 +55,15 @@ class CLIP(Distiller):
         if text_from is not None:
             self._lock_text(text_from)
         self.template_set = template_set
-        self._hits: dict[str, list[Tensor]] = {}
-
-    tower: CLIPTower
 
     def _lock_text(self, source: str) -> None:
         tensors = build_clip(source).text_tensors()
         own = self.tower.text_tensors()
         wrong = [k for k in own if k not in tensors or tensors[k].shape != own[k].shape]
         if wrong:
-            raise UserError(f"text_from={source}: its text half does not fit {self.tower.name} (tensor {wrong[0]})")
+            raise UserError(
+                f"text_from={source}: its text half does not fit {self.tower.name} (tensor {wrong[0]})"
+            )
         self.model.load_state_dict(tensors, strict=False)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith("visual.") or name == "logit_scale")
@@ -76,9 +78,14 @@ class CLIP(Distiller):
         image, text = self.tower.encode_image(batch["images"]), unique[which]
         same = which[:, None] == which[None]
         if self.trainer.world_size > 1:
-            image, text = (self.all_gather(v, sync_grads=True).flatten(0, 1) for v in (image, text))
+            image, text = self._of_all_processes(image), self._of_all_processes(text)
             same = (text @ text.T) > 1 - 1e-6
         return {"contrastive": clip_loss(image, text, self.model.logit_scale.exp(), same)}
+
+    def _of_all_processes(self, vectors: Tensor) -> Tensor:
+        """(B,D) of each of W processes -> (W B,D), with gradients."""
+        gathered: Any = self.all_gather(vectors, sync_grads=True)
+        return gathered.flatten(0, 1)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Keep the logit scale where CLIP keeps it: at most 100."""
@@ -86,24 +93,29 @@ class CLIP(Distiller):
             self.model.logit_scale.clamp_(max=float(torch.tensor(_MAX_SCALE).log()))
 
     def on_validation_epoch_start(self) -> None:
-        """Encode the vocabulary once, by name and by each class's held-out synonym where the data has them."""
+        """Encode the vocabulary once."""
         names = self.trainer.datamodule.names  # type: ignore[attr-defined]
         self.tower.refresh_identity()
         prompts = templates(self.template_set)
-        self._vocabularies = {"accuracy": ClassVectors.build(names, self.tower, prompts).vectors.to(self.device)}
-        self._hits = {name: [] for name in self._vocabularies}
+        self._vectors = ClassVectors.build(names, self.tower, prompts).vectors.to(self.device)
+        self._counts = torch.zeros(2, dtype=torch.int64)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Zero-shot classification of images by the nearest class vector."""
-        image = self.tower.encode_image(batch["images"])
-        for name, vectors in self._vocabularies.items():
-            self._hits[name].append((image @ vectors.T).argmax(1) == batch["labels"])
+        predicted = (self.tower.encode_image(batch["images"]) @ self._vectors.T).argmax(1)
+        right = (predicted == batch["labels"]).cpu()[~self.repeated(batch_idx, len(predicted))]
+        self._counts += torch.tensor([int(right.sum()), len(right)])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracies."""
-        self.log_scores({name: torch.cat(hits).float().mean() for name, hits in self._hits.items()})
+        """Log the accuracy over the images of all processes."""
+        right, total = self.sum_over_processes(self._counts)
+        self.log_scores({"accuracy": right / total})
 
     def bundle(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Both towers."""
-        card = {"kind": "clip", "architecture": self.tower.architecture, "input_spec": self.tower.spec.to_dict()}
+        card = {
+            "kind": "clip",
+            "architecture": self.tower.architecture,
+            "input_spec": self.tower.spec.to_dict(),
+        }
         return card, {f"model.{k}": v for k, v in self.model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The losses of one decoder level, and of all of them: masks, class names, synonyms, distillation, captions."""
+"""Matching and the losses of one decoder level: masks and class names."""
 
 from __future__ import annotations
 
@@ -34,14 +34,19 @@ class MaskCriterion:
         pairs = match_batch(logits.detach(), prediction.mask_logits.detach(), targets, self.cost, self.points)
         return Matches.of(pairs, logits.device)
 
-    def masks(self, prediction: Prediction, matches: Matches, targets: list[dict[str, Any]], count: float) -> dict[str, Tensor]:
+    def masks(
+        self, prediction: Prediction, matches: Matches, targets: list[dict[str, Any]], count: float
+    ) -> dict[str, Tensor]:
         """Cross entropy and dice of the matched masks; count is the number that the sums are divided by."""
         chosen = prediction.mask_logits[matches.image, matches.query]
-        truth = [t["masks"][m] for t, m in zip(targets, matches.per_image(matches.segment, len(targets)), strict=True)]
+        truth = [
+            t["masks"][m]
+            for t, m in zip(targets, matches.per_image(matches.segment, len(targets)), strict=True)
+        ]
         return mask_losses(chosen, torch.cat(truth), count, self.points)
 
     def classes(self, logits: Tensor, matches: Matches, labels: Tensor, kept: Tensor) -> Tensor:
-        """Cross entropy of logits (B,Q,K+1) with labels (N,) of matched queries; kept (N,) False are left out."""
+        """Cross entropy of logits (B,Q,K+1) with labels (N,) of matched queries, where kept (N,) is True."""
         nothing = logits.shape[-1] - 1
         target = torch.full(logits.shape[:2], nothing, dtype=torch.long, device=logits.device)
         target[matches.image, matches.query] = torch.where(kept, labels, IGNORE)
@@ -95,7 +100,9 @@ def grounded(prediction: Prediction, matches: Matches, images: int, limit: int) 
     parts = [part[:limit] for part in matches.per_image(embeddings, images)]
     width = max([len(part) for part in parts] + [1])
     padded = torch.stack([F.pad(part, (0, 0, 0, width - len(part))) for part in parts])
-    mask = torch.arange(width, device=padded.device)[None] < torch.tensor([[len(p)] for p in parts], device=padded.device)
+    mask = torch.arange(width, device=padded.device)[None] < torch.tensor(
+        [[len(p)] for p in parts], device=padded.device
+    )
     return padded, mask
 
 

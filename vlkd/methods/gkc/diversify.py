@@ -16,8 +16,10 @@ Diversification = Literal["none", "thresRand", "clusterMax", "clusterAvg"]
 
 @dataclass
 class ClassList:
-    """One class list per image of a batch: rows (B,K') of word indices, present (B,K') bool, and per image the
-    slots (M,) and word indices (M,) of its segments."""
+    """One class list per image of a batch: rows (B,K') of word indices, present (B,K') bool.
+
+    Per image also the slots (M,) and word indices (M,) of its segments.
+    """
 
     rows: Tensor
     present: Tensor
@@ -35,14 +37,21 @@ class WordTable:
         self.words, self.category, self.vectors, self.classes = list(words), category, vectors, classes
 
     @classmethod
-    def build(cls, names: Sequence[str], synonyms: Callable[[str], Sequence[str]], encode: Callable[[Sequence[str]], ClassVectors]) -> WordTable:
+    def build(
+        cls,
+        names: Sequence[str],
+        synonyms: Callable[[str], Sequence[str]],
+        encode: Callable[[Sequence[str]], ClassVectors],
+    ) -> WordTable:
         """Encode every name and synonym; a synonym shared by two classes or equal to a name is left out."""
         owners: dict[str, list[int]] = {}
         for k, name in enumerate(names):
             for word in synonyms(name):
                 owners.setdefault(word, []).append(k)
         taken = {name.lower() for name in names}
-        extra = [(word, ks[0]) for word, ks in owners.items() if len(set(ks)) == 1 and word.lower() not in taken]
+        extra = [
+            (word, ks[0]) for word, ks in owners.items() if len(set(ks)) == 1 and word.lower() not in taken
+        ]
         words = [*names, *(word for word, _ in extra)]
         category = torch.tensor([*range(len(names)), *(k for _, k in extra)])
         return cls(words, category, encode(words).vectors, len(names))
@@ -53,12 +62,12 @@ class WordTable:
         return self
 
     def probabilities(self, regions: Tensor, labels: Tensor, scale: float = 100.0) -> Tensor:
-        """Softmax of scaled cosines over the words of each region's own class: regions (N,D), labels (N,) -> (N,S)."""
+        """Softmax of scaled cosines over the words of the own class: regions (N,D), labels (N,) -> (N,S)."""
         logits = scale * regions @ self.vectors.T
         return logits.masked_fill(self.category[None] != labels[:, None], float("-inf")).softmax(-1)
 
     def sample(self, regions: Tensor, labels: Tensor, threshold: float = 0.1) -> Tensor:
-        """A word for each region, uniform among those of its class with probability above the threshold: (N,).
+        """A word (N,) for each region, uniform among those of its class that pass the threshold.
 
         The class name itself where none passes.
         """
@@ -67,7 +76,7 @@ class WordTable:
         return torch.multinomial(allowed.float(), 1)[:, 0] if len(labels) else labels
 
     def class_lists(self, labels: Sequence[Tensor], words: Sequence[Tensor], base: Tensor) -> ClassList:
-        """Class list of each image: the base class names (base (K,) bool), in which sampled words take their place.
+        """Class list of each image: the base class names (base (K,) bool) with the sampled words among them.
 
         The first word of a class replaces its name; further words of the class are appended, each once. Lists
         shorter than the longest are padded with absent rows, which no softmax sees.
@@ -86,10 +95,12 @@ class WordTable:
         return ClassList(rows, present, slots, list(words))
 
     def reduce(self, logits: Tensor, how: Literal["clusterMax", "clusterAvg"]) -> Tensor:
-        """Logits of all words and no-object (B,Q,S+1) -> of classes and no-object (B,Q,K+1), by max or mean."""
+        """Logits of words and no-object (B,Q,S+1) -> of classes and no-object (B,Q,K+1), by max or mean."""
         index = self.category.expand(*logits.shape[:-1], -1)
         empty = logits.new_zeros(*logits.shape[:-1], self.classes)
-        reduced = empty.scatter_reduce(-1, index, logits[..., :-1], "amax" if how == "clusterMax" else "mean", include_self=False)
+        reduced = empty.scatter_reduce(
+            -1, index, logits[..., :-1], "amax" if how == "clusterMax" else "mean", include_self=False
+        )
         return torch.cat([reduced, logits[..., -1:]], dim=-1)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlkd.infer.postprocess import semantic_labels
 from vlkd.metrics import confusion_matrix, miou
+from vlkd.models.postprocess import semantic_labels
 from vlkd.models.segmentor import Prediction, Segmentor
 from vlkd.text import ClassVectors
 
 
 class Evaluation:
-    """Confusion matrices (K,K) under the class names and, where the data has them, under held-out synonyms."""
+    """Confusion matrices (K,K) under the class names and, where there are any, under held-out synonyms."""
 
     def __init__(self, vectors: ClassVectors, data: Any, encode: Callable[[list[str]], ClassVectors]) -> None:
         self.seen = [k for k in range(len(vectors.names)) if k not in data.novel]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vlkd.engine.bundle import load_bundle
 from vlkd.errors import UserError
 from vlkd.losses.contrastive import grounding_loss
 from vlkd.losses.relation import text_guided_kd
@@ -16,8 +18,8 @@ from vlkd.methods.base import Distiller, Schedule
 from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, scale_of
 from vlkd.methods.gkc.diversify import ClassList, Diversification, WordTable
 from vlkd.methods.gkc.evaluate import Evaluation
-from vlkd.methods.gkc.regions import RegionBank
-from vlkd.models.clip import CLIPTower, build_clip
+from vlkd.methods.gkc.regions import RegionBank, RegionSource
+from vlkd.models.clip import CLIPTower, build_clip, text_from_card
 from vlkd.models.segmentor import Prediction, Segmentor
 from vlkd.text import ClassVectors, synonyms, templates
 from vlkd.text.nouns import caption_nouns
@@ -25,8 +27,10 @@ from vlkd.text.nouns import caption_nouns
 
 @dataclass
 class KDOptions:
-    """Distillation: form of the loss, what of the student is compared ("prior": a head of its own on the query
-    before projection; "direct": the class embedding), most regions per step and process."""
+    """Distillation: form of the loss, what of the student is compared, most regions per step and process.
+
+    student "prior": a head of its own on the query before projection; "direct": the class embedding.
+    """
 
     form: Literal["inner", "distance", "vanilla", "none"] = "inner"
     student: Literal["prior", "direct"] = "prior"
@@ -35,8 +39,10 @@ class KDOptions:
 
 @dataclass
 class DiversifyOptions:
-    """Synonyms: how they enter the classification, the least probability the teacher must give a word, and the
-    teacher's view of a region for that ("box" unmasked, as published, or "masked")."""
+    """Synonyms: how they enter the classification, the least probability the teacher must give a word.
+
+    view: of the region that the teacher judges by, "box" unmasked (as published) or "masked".
+    """
 
     mode: Diversification = "thresRand"
     threshold: float = 0.1
@@ -46,12 +52,13 @@ class DiversifyOptions:
 class GKC(Distiller):
     """Global knowledge calibration.
 
-    Loss names: mask, dice, class (plain names), and as configured synonym, kd, grounding; each is the sum over
-    the decoder's levels. `weights` must name just those.
+    Loss names: mask, dice, class (plain names), and as configured synonym, kd, grounding; each is the sum
+    over the decoder's levels. `weights` must name just those.
 
     Args:
         student: the network that is trained.
-        teacher: CLIP model (see vlkd.models.clip.build_clip) whose text space the student lives in.
+        teacher: CLIP model (see vlkd.models.clip.build_clip) whose text space the student lives in; None for
+            a student from a bundle, which brings its text encoder along and can only be scored.
         teacher_pretrained: tag or file of its weights.
         template_set: prompt templates; bare names as published.
         kd: distillation options.
@@ -69,7 +76,7 @@ class GKC(Distiller):
     def __init__(
         self,
         student: Segmentor,
-        teacher: str = "clip-world-m",
+        teacher: str | None = "clip-world-m",
         teacher_pretrained: str | None = None,
         template_set: str = "bare",
         kd: KDOptions | None = None,
@@ -83,26 +90,29 @@ class GKC(Distiller):
         backbone_lr_scale: float = 0.1,
         schedule: Schedule = "cosine",
     ) -> None:
-        self.kd, self.diversify = kd or KDOptions(), diversify or DiversifyOptions()
+        kd, diversify = kd or KDOptions(), diversify or DiversifyOptions()
         default = {"mask": 5.0, "dice": 5.0, "class": 2.0}
-        if self.diversify.mode != "none":
+        if diversify.mode != "none":
             default["synonym"] = 2.0
-        if self.kd.form != "none":
+        if kd.form != "none":
             default["kd"] = 2.0
         if caption_words:
             default["grounding"] = 2.0
-        kd_, diversify_ = self.kd, self.diversify
         super().__init__(weights or default, lr, weight_decay, warmup_steps, backbone_lr_scale, schedule)
-        self.kd, self.diversify = kd_, diversify_
+        self.kd, self.diversify = kd, diversify
         self.student = student.train()
-        tower: CLIPTower = self.hold("teacher", build_clip(teacher, teacher_pretrained))
-        if student.arguments["text_width"] != tower.spec.width:
-            raise UserError(
-                f"model.student.text_width={student.arguments['text_width']}: the teacher {teacher} has text vectors of width {tower.spec.width}"
-            )
+        width = student.arguments["text_width"]
+        if teacher is not None:
+            tower = self.hold("teacher", build_clip(teacher, teacher_pretrained))
+            if width != tower.spec.width:
+                raise UserError(
+                    f"model.student.text_width={width}: "
+                    f"the teacher {teacher} has text vectors of width {tower.spec.width}"
+                )
+            self.hold("text", tower)
         self.template_set, self.caption_words = template_set, caption_words
         self.criterion = criterion or MaskCriterion()
-        self._build_kd_heads(tower.spec.width)
+        self._build_kd_heads(width)
         self.table: WordTable | None = None
 
     def _build_kd_heads(self, width: int) -> None:
@@ -137,7 +147,7 @@ class GKC(Distiller):
     def setup(self, stage: str) -> None:
         """Encode the vocabulary once; when training, let the teacher see every region once."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.held("teacher").to(self.device)
+        self._place_held()
         self.vectors = self.encode(data.names)
         self.evaluation = Evaluation(self.vectors, data, self.encode)
         if stage != "fit" or self.table is not None:
@@ -147,22 +157,26 @@ class GKC(Distiller):
         base_names = {name for k, name in enumerate(data.names) if k not in data.novel}
         listed = getattr(data, "training_synonyms", synonyms)
         used = self.diversify.mode != "none"
-        self.table = WordTable.build(data.names, lambda n: listed(n) if used and n in base_names else (), self.encode)
+        self.table = WordTable.build(
+            data.names, lambda n: listed(n) if used and n in base_names else (), self.encode
+        )
+        regions = data.train_regions()
         if self.trainer.global_rank == 0:
-            self._fill_banks(data.train_dataset)
+            self._fill_banks(regions)
         self.trainer.strategy.barrier()
-        self._fill_banks(data.train_dataset)
+        if self.trainer.global_rank > 0:
+            self._fill_banks(regions)
 
-    def _fill_banks(self, dataset: Any) -> None:
+    def _fill_banks(self, regions: RegionSource) -> None:
         teacher = self.held("teacher")
         if self.kd.form != "none":
-            self.bank = RegionBank.build(dataset, teacher)
+            self.bank = RegionBank.build(regions, teacher)
         if self.diversify.mode == "thresRand":
-            self.views = RegionBank.build(dataset, teacher, masked=self.diversify.view == "masked")
+            self.views = RegionBank.build(regions, teacher, masked=self.diversify.view == "masked")
 
     def encode(self, names: Iterable[str]) -> ClassVectors:
         """Class vectors of the teacher's text half, read from the cache where they were built before."""
-        return ClassVectors.build(list(names), self.held("teacher"), templates(self.template_set), cache=True)
+        return ClassVectors.build(list(names), self.held("text"), templates(self.template_set), cache=True)
 
     # --- training ------------------------------------------------------------------------------------------
 
@@ -183,9 +197,14 @@ class GKC(Distiller):
         return totals
 
     def _level_losses(
-        self, index: int, prediction: Prediction, targets: list[dict[str, Any]], lists: ClassList, count: float,
+        self,
+        index: int,
+        prediction: Prediction,
+        targets: list[dict[str, Any]],
+        lists: ClassList,
+        count: float,
         nouns: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         table, criterion = self.table, self.criterion
         assert table is not None
         base = self.base.to(self.device)
@@ -196,21 +215,32 @@ class GKC(Distiller):
         labels = matches.gather([target["labels"] for target in targets])
         losses["class"] = criterion.classes(logits, matches, labels, kept)
         if self.diversify.mode == "thresRand":
-            diverse = self.student.class_logits(prediction.embeddings, table.vectors[lists.rows], lists.present)
+            diverse = self.student.class_logits(
+                prediction.embeddings, table.vectors[lists.rows], lists.present
+            )
             losses["synonym"] = criterion.classes(diverse, matches, matches.gather(lists.slots), kept)
         elif self.diversify.mode != "none":
             of_words = self.student.class_logits(prediction.embeddings, table.vectors, base[table.category])
             reduced = table.reduce(of_words, self.diversify.mode)
             losses["synonym"] = criterion.classes(reduced, matches, labels, kept)
         if self.kd.form != "none":
-            losses["kd"] = self._distil(index, prediction, matches.first(self.kd.regions), targets, lists.words)
+            losses["kd"] = self._distil(
+                index, prediction, matches.first(self.kd.regions), targets, lists.words
+            )
         if nouns is not None:
             regions = grounded(prediction, matches, len(targets), limit=25)
-            losses["grounding"] = grounding_loss(regions[0], nouns[0], regions[1], nouns[1], scale_of(self.student))
+            losses["grounding"] = grounding_loss(
+                regions[0], nouns[0], regions[1], nouns[1], scale_of(self.student)
+            )
         return losses
 
     def _distil(
-        self, index: int, prediction: Prediction, matches: Matches, targets: list[dict[str, Any]], words: list[Tensor]
+        self,
+        index: int,
+        prediction: Prediction,
+        matches: Matches,
+        targets: list[dict[str, Any]],
+        words: list[Tensor],
     ) -> Tensor:
         assert self.table is not None and self.kd.form != "none"
         if self.kd.student == "prior":
@@ -228,16 +258,20 @@ class GKC(Distiller):
         assert self.table is not None
         labels = torch.cat([target["labels"] for target in targets])
         rows = torch.cat([self.views.rows(target["regions"]) for target in targets])
-        words = self.table.sample(self.views.vectors[rows].to(labels.device), labels, self.diversify.threshold)
+        words = self.table.sample(
+            self.views.vectors[rows].to(labels.device), labels, self.diversify.threshold
+        )
         return list(words.split([len(target["labels"]) for target in targets]))
 
     def _nouns(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Vectors of up to `caption_words` nouns of each caption, a quarter dropped: (B,W,D) and mask (B,W)."""
+        """Vectors of up to `caption_words` nouns per caption, a quarter dropped: (B,W,D) and mask (B,W)."""
         assert self.table is not None
         known = {word: k for k, word in enumerate(self.table.words)}
         chosen = [[known[w] for w in caption_nouns(text, tuple(known))] for text in batch["captions"]]
         keep = torch.rand(len(chosen), max(map(len, chosen), default=0) + 1) >= 0.25
-        picked = [[k for n, k in enumerate(row) if keep[b, n]][: self.caption_words] for b, row in enumerate(chosen)]
+        picked = [
+            [k for n, k in enumerate(row) if keep[b, n]][: self.caption_words] for b, row in enumerate(chosen)
+        ]
         width = max([len(row) for row in picked] + [1])
         index = torch.tensor([row + [0] * (width - len(row)) for row in picked], device=self.device)
         mask = torch.arange(width)[None] < torch.tensor([len(row) for row in picked])[:, None]
@@ -260,7 +294,7 @@ class GKC(Distiller):
         self.evaluation.update(self.student, prediction, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """mIoU over all, seen and unseen classes; with held-out synonyms as prompts where the data has them."""
+        """mIoU over all, seen and unseen classes; also prompted by held-out synonyms where there are any."""
         self.log_scores(self.evaluation.scores(self.sum_over_processes))
 
     # --- the student alone ---------------------------------------------------------------------------------
@@ -273,12 +307,34 @@ class GKC(Distiller):
             "architecture": self.student.arguments,
             "input_spec": self.student.spec.to_dict(),
             "class_names": list(self.vectors.names),
-            "class_vectors": {"templates": list(self.vectors.templates), "encoder": self.vectors.encoder, "logit_scale": self.vectors.logit_scale},
+            "class_vectors": {
+                "templates": list(self.vectors.templates),
+                "encoder": self.vectors.encoder,
+                "logit_scale": self.vectors.logit_scale,
+            },
             "text": {**tower.architecture, "identity": tower.identity},
-        }  # fmt: skip
+        }
         tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()}
         tensors["class_vectors"] = self.vectors.vectors
         return card, {**tensors, **{f"text.{k}": v for k, v in tower.text_tensors().items()}}
+
+    @classmethod
+    def described(cls, card: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The config of a bundle with the student as stored, and no teacher to fetch."""
+        model = super().described(card)
+        if model:
+            student = {**model["init_args"]["student"], "init_args": card["architecture"]}
+            model = {**model, "init_args": {**model["init_args"], "teacher": None, "student": student}}
+        return model
+
+    @classmethod
+    def from_bundle(cls, path: str | Path) -> Distiller:
+        """The method with the bundle's student and text encoder."""
+        method = super().from_bundle(path)
+        card, tensors = load_bundle(path)
+        text = {k.removeprefix("text."): v for k, v in tensors.items() if k.startswith("text.")}
+        method.hold("text", text_from_card(card["text"], text))
+        return method
 
 
 def valid_mask(batch: dict[str, Any]) -> Tensor | None:

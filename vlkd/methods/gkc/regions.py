@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -15,11 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlkd.cache import cache_folder, cache_key
-from vlkd.data.regions import crop_regions
 from vlkd.errors import UserError
 from vlkd.models.clip import CLIPTower
 
 _BATCH = 256
+
+
+class RegionSource(Protocol):
+    """What a data module's train_regions() gives (vlkd.data.regions.Regions)."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+    def crops(self, size: tuple[int, int], masked: bool) -> Iterator[tuple[list[str], Tensor]]: ...
 
 
 class RegionBank:
@@ -39,35 +47,33 @@ class RegionBank:
             return torch.tensor([self._rows[key] for key in keys], dtype=torch.long)
         except KeyError as missing:
             raise UserError(
-                f"region {missing.args[0]}: not among the teacher's stored regions; the data changed since, remove {self.source}"
+                f"region {missing.args[0]}: not among the teacher's stored regions; "
+                f"the data changed since, remove {self.source}"
             ) from None
 
     @classmethod
-    def build(cls, dataset: Sequence[Any], teacher: CLIPTower, masked: bool = True) -> RegionBank:
-        """Stored embeddings of all regions of the un-augmented data set, or compute and store them.
+    def build(cls, source: RegionSource, teacher: CLIPTower, masked: bool = True) -> RegionBank:
+        """Stored embeddings of all regions of the un-augmented data, or compute and store them.
 
         masked: everything outside the segment grey (the distillation target); else the plain box (the synonym
-        filter). The key holds the teacher's weights, the crop and a sample of the data set's content.
+        filter). The key holds the teacher's weights, the crop and the data's fingerprint.
         """
-        path = cache_folder() / "regions" / f"{_key(dataset, teacher, masked)[:24]}.safetensors"
+        key = cache_key(
+            format=1,
+            teacher=teacher.identity,
+            size=teacher.spec.size,
+            masked=masked,
+            data=source.fingerprint(),
+        )
+        path = cache_folder() / "regions" / f"{key[:24]}.safetensors"
         if not path.is_file():
-            _write(path, *_encode(dataset, teacher, masked))
+            _write(path, *_encode(source, teacher, masked))
         with safe_open(path, framework="pt") as stored:
             return cls(json.loads(stored.metadata()["keys"]), stored.get_tensor("vectors"), str(path))
 
 
-def _key(dataset: Sequence[Any], teacher: CLIPTower, masked: bool) -> str:
-    digest = hashlib.sha256()
-    count = len(dataset)
-    for index in sorted({0, count // 3, count // 2, count - 1}) if count else []:
-        sample = dataset[index]
-        digest.update(sample.id.encode() + sample.image.tobytes() + sample.segments.tobytes())
-        digest.update(repr(sample.info).encode())
-    return cache_key(format=1, teacher=teacher.identity, size=teacher.spec.size, masked=masked, count=count, content=digest.hexdigest())
-
-
 @torch.inference_mode()
-def _encode(dataset: Sequence[Any], teacher: CLIPTower, masked: bool) -> tuple[list[str], Tensor]:
+def _encode(source: RegionSource, teacher: CLIPTower, masked: bool) -> tuple[list[str], Tensor]:
     from rich.progress import track
 
     device = next(teacher.parameters()).device
@@ -80,10 +86,9 @@ def _encode(dataset: Sequence[Any], teacher: CLIPTower, masked: bool) -> tuple[l
         vectors.extend(teacher.encode_image(part).cpu() for part in images.split(_BATCH))
         waiting.clear()
 
-    for index in track(range(len(dataset)), f"teacher regions ({'grey' if masked else 'box'})"):
-        sample = dataset[index]
-        crops, kept = crop_regions(sample, teacher.spec.size, masked=masked)
-        keys.extend(f"{sample.id}/{sample.info[k].id}" for k in kept)
+    title = f"teacher regions ({'grey' if masked else 'box'})"
+    for names, crops in track(source.crops(teacher.spec.size, masked), title, len(source)):
+        keys.extend(names)
         waiting.append(crops)
         if sum(map(len, waiting)) >= _BATCH:
             flush()

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from vlkd.errors import UserError
-from vlkd.infer.postprocess import panoptic_segments, semantic_labels, semantic_map
+from vlkd.models.postprocess import panoptic_segments, semantic_labels, semantic_map
 
 
 def blobs(queries: int, classes: int, height: int, width: int, seed: int = 0):
