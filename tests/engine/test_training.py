@@ -140,14 +140,14 @@ def test_second_run_in_the_same_folder_is_refused(run: Path, capsys: pytest.Capt
     assert f"--resume {run}" in capsys.readouterr().err
 
 
-def test_default_folder_is_named_after_the_config(
+def test_default_folder_is_named_after_the_config_and_its_folder(
     toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
     for _ in range(2):
         assert main(["train", str(toy_config), "--trainer.max_steps=1"]) == 0
-    found = sorted(path.name for path in (tmp_path / "runs" / "toy").iterdir())
+    found = sorted(path.name for path in (tmp_path / "runs" / f"{tmp_path.name}-toy").iterdir())
     assert found == ["20260101-000000", "20260101-000000-2"]
 
 

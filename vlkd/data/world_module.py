@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from vlkd.cache import cache_folder, cache_key
 from vlkd.data.loader import EpochSampler, ResumableLoader
 from vlkd.data.module import SegmentationModuleBase, Split
+from vlkd.data.regions import crop_regions
 from vlkd.data.sample import Segment, SegmentationDataset, SegmentationSample
 from vlkd.data.world import NAMES, NOVEL, THINGS, Scene, World, world_synonyms
+from vlkd.errors import UserError
 
 _RENDERER = 2  # raise when the world's pixels or captions change: stored renderings are keyed by it
 _VAL_START = 1_000_000
@@ -65,6 +67,9 @@ class WorldSegmentationData(SegmentationModuleBase):
         size: height and width in pixels.
         world_seed: of the world itself.
         novel: names that are never labelled for the student; None for the world's own split.
+        batch_size: see SegmentationModuleBase.
+        num_workers: see SegmentationModuleBase.
+        crop_size: of training crops; None for the scenes' own size.
         kwargs: see SegmentationModuleBase.
     """
 
@@ -77,11 +82,20 @@ class WorldSegmentationData(SegmentationModuleBase):
         novel: list[str] | str | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
+        crop_size: tuple[int, int] | int | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("crop_size", (size[0], size[1]))
-        novel = list(NOVEL) if novel is None else novel
-        super().__init__(novel=novel, batch_size=batch_size, num_workers=num_workers, **kwargs)
+        if not 0 < train_scenes <= _VAL_START or min(val_scenes, *size) < 1:
+            raise UserError(
+                f"data.train_scenes must be at most {_VAL_START}; it, val_scenes and size at least 1"
+            )
+        super().__init__(
+            novel=list(NOVEL) if novel is None else novel,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            crop_size=crop_size or (size[0], size[1]),
+            **kwargs,
+        )
         self.scenes: dict[Split, tuple[int, int]] = {
             "train": (0, train_scenes),
             "val": (_VAL_START, val_scenes),
@@ -186,12 +200,13 @@ class CaptionData(L.LightningDataModule):
         """Shuffled by (seed, epoch)."""
         assert self.train_set is not None, "setup() comes first"
         place = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        sampler = EpochSampler(self.train_set, self.seed, *place)
         return ResumableLoader(
             self.train_set,
-            EpochSampler(self.train_set, self.seed, *place),
+            sampler,
             self.batch_size,
             trainer=self.trainer,
-            drop_last=True,
+            drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate_captioned,
         )
@@ -235,6 +250,10 @@ class WorldCaptionData(CaptionData):
         world_seed: int = 0,
         seed: int = 0,
     ) -> None:
+        if not 0 < images <= _VAL_START or min(size, val_scenes, batch_size) < 1:
+            raise UserError(
+                f"data.images must be at most {_VAL_START}; it, size, val_scenes and batch_size at least 1"
+            )
         super().__init__(batch_size, num_workers, seed)
         self.images, self.size, self.val_scenes, self.world_seed = images, size, val_scenes, world_seed
 
@@ -246,8 +265,6 @@ class WorldCaptionData(CaptionData):
             )
         if not hasattr(self, "regions"):
             scenes = WorldSegmentation(World(self.world_seed), _VAL_START, self.val_scenes, (128, 128))
-            from vlkd.data.regions import crop_regions
-
             cropped = [crop_regions(sample, self.size, min_area=40) for sample in scenes]
             images = torch.cat([c for c, _ in cropped])
             labels = [

@@ -6,8 +6,9 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from vlkd.errors import UserError
 
@@ -59,6 +60,9 @@ def check_keys(
         found = _import(class_path, base, key, name)
         valid |= {f"{key}.class_path", f"{key}.init_args"}
         valid |= {f"{key}.init_args.{argument}" for argument in _arguments_of(found)}
+        section = content.get(key)
+        given = section.get("init_args") if isinstance(section, dict) else None
+        valid |= {f"{key}.init_args.{argument}" for argument in _nested_arguments(found, given or {}, name)}
 
     for key in _leaves(content):
         if not _is_valid(key, valid):
@@ -166,6 +170,22 @@ def _arguments_of(found: type) -> set[str]:
     }
 
 
+def _nested_arguments(found: type, given: dict[str, Any], name: str) -> set[str]:
+    """Keys inside a class's arguments that are dataclasses or classes themselves."""
+    valid = set()
+    for argument, hint in get_type_hints(found.__init__).items():  # type: ignore[misc]
+        for part in (p for p in get_args(hint) or (hint,) if isinstance(p, type)):
+            if is_dataclass(part):
+                valid |= {f"{argument}.{field}" for field in _arguments_of(part)}
+            elif part.__module__.startswith("vlkd."):
+                value = given.get(argument)
+                path = value.get("class_path") if isinstance(value, dict) else None
+                inner = _arguments_of(_import(path, part, f"init_args.{argument}", name) if path else part)
+                valid |= {f"{argument}.class_path", f"{argument}.init_args"}
+                valid |= {f"{argument}.{middle}{key}" for key in inner for middle in ("", "init_args.")}
+    return valid
+
+
 def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in content.items():
         path = f"{prefix}{key}"
@@ -182,7 +202,9 @@ def _is_valid(key: str, valid: set[str]) -> bool:
     parts = key.split(".")
     nested = [place for place, part in enumerate(parts) if part in ("class_path", "init_args", "dict_kwargs")]
     if len(nested) > 0 and nested[-1] > 1 and ".".join(parts[: nested[-1]]) in valid:
-        return True  # a class inside a class: its own arguments are checked by its type
+        inner = ".".join(parts[: nested[-1] + 1])
+        if not any(other.startswith(f"{inner}.") for other in valid):
+            return True  # a class inside a class, of a type not known here: checked when it is built
     for length in range(len(parts), 0, -1):
         prefix = ".".join(parts[:length])
         group = any(other.startswith(f"{prefix}.") for other in valid)

@@ -64,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_versions(path: Path, seed: int, command: str) -> None:
-    """Writes versions.json: what is needed to tell two runs apart."""
+    """Writes versions.json: what is needed to tell two runs apart; a resumed run keeps its first command."""
     facts: dict[str, Any] = {
         "vlkd": __version__,
         "python": platform.python_version(),
@@ -76,6 +76,9 @@ def write_versions(path: Path, seed: int, command: str) -> None:
         except metadata.PackageNotFoundError:
             facts[package] = None
     facts |= {"seed": seed, "git": git_state(), "command": command}
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        facts |= {"command": before["command"], "resumed": [*before.get("resumed", []), command]}
     write_text(path, json.dumps(facts, indent=2) + "\n")
 
 
@@ -95,6 +98,11 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+def first_command(path: Path) -> str:
+    """The command that began the run of a versions.json."""
+    return str(json.loads(path.read_text(encoding="utf-8"))["command"])
 
 
 def command_line() -> str:

@@ -98,17 +98,19 @@ def _from_bundle(target: str, overrides: Sequence[str]) -> tuple[Experiment, Dis
     from vlkd.engine.bundle import read_card
     from vlkd.engine.experiment import Experiment
     from vlkd.engine.hub import resolve
+    from vlkd.methods import list_methods, method_class
     from vlkd.methods.base import Distiller
 
     path = resolve(target)
-    config = read_card(path).get("config")
+    card = read_card(path)
+    config, name = card.get("config"), card.get("method")
     if not config:
         raise UserError(f"{path}: the card holds no config; score it with: vlkd test CONFIG --ckpt {path}")
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "config.yaml"
         written.write_text(yaml.safe_dump(config), encoding="utf-8")
         experiment = Experiment(written, overrides, shown_as=f"{path} (card)")
-    return experiment, Distiller.from_bundle(path), path
+    return experiment, (method_class(name) if name in list_methods() else Distiller).from_bundle(path), path
 
 
 def _report(

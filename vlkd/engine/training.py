@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         "config", nargs="?", metavar="CONFIG", help="YAML file, for example configs/gkc/world.yaml"
     )
     parser.add_argument("--resume", metavar="RUN", help="run folder to continue exactly where it stopped")
-    parser.add_argument("--run", metavar="DIR", help="run folder to make (default: runs/<config>/<time>)")
+    parser.add_argument(
+        "--run", metavar="DIR", help="run folder to make (default: runs/<folder>-<config>/<time>)"
+    )
     parser.add_argument(
         "--check", action="store_true", help="read all data once, list every problem, train nothing"
     )
@@ -80,6 +82,8 @@ def _fit(experiment: Any, run: Path, resuming: bool) -> int:
     try:
         with stop.listening():
             fit(trainer, method, data, run / LAST if resuming else None)
+            if method.scored_at != trainer.global_step:
+                trainer.validate(method, data, verbose=False)
     except Interrupted:
         if is_first_process():
             print(
@@ -88,17 +92,18 @@ def _fit(experiment: Any, run: Path, resuming: bool) -> int:
             )
         return INTERRUPTED
     if is_first_process():
-        _finish(method, config, run)
+        logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("score/")}
+        scores = {name.removeprefix("score/"): value for name, value in logged.items()}
+        _finish(method, config, run, scores)
     return 0
 
 
-def _finish(method: Distiller, config: dict[str, Any], run: Path) -> None:
+def _finish(method: Distiller, config: dict[str, Any], run: Path, scores: dict[str, float]) -> None:
     from vlkd.engine.bundle import bundle_name, save_bundle
-    from vlkd.engine.curves import draw_curves, join, series
+    from vlkd.engine.curves import draw_curves
     from vlkd.engine.report import print_scores
-    from vlkd.engine.run_folder import command_line
+    from vlkd.engine.run_folder import first_command
 
-    scores = {name: values[-1] for name, (_, values) in series(join(run), "score/").items()}
     card, tensors = method.bundle()
     common = {
         "name": run.name,
@@ -107,7 +112,7 @@ def _finish(method: Distiller, config: dict[str, Any], run: Path) -> None:
         "scores": scores,
         "protocol": method.protocol,
         "data": config["data"]["class_path"],
-        "command": command_line(),
+        "command": first_command(run / "versions.json"),
     }
     path = save_bundle(run / bundle_name("student", tensors), {**common, **card}, tensors)
     draw_curves(run)

@@ -47,6 +47,7 @@ class Distiller(LightningModule):
         self.warmup_steps = warmup_steps
         self.backbone_lr_scale = backbone_lr_scale
         self.schedule = schedule
+        self.scored_at = -1  # optimiser step of the weights that were scored last
         self._held: dict[str, nn.Module] = {}
 
     # --- what a method gives -------------------------------------------------------------------------------
@@ -122,6 +123,7 @@ class Distiller(LightningModule):
 
         The scores must come from counts summed over all processes (see `sum_over_processes`).
         """
+        self.scored_at = self.global_step
         for name, value in scores.items():
             self.log(
                 f"score/{name}",
@@ -167,6 +169,11 @@ class Distiller(LightningModule):
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError(
+                f"model.schedule={self.schedule}: needs the length of the run; set trainer.max_epochs or "
+                "trainer.max_steps (max_time alone does not tell), or schedule=constant without warm-up"
+            )
         course = LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, self.warmup_steps, self.schedule)
         )

@@ -171,17 +171,6 @@ def _describe(name: str, model: nn.Module, config: dict[str, Any]) -> dict[str, 
     return {"name": name, "model_cfg": config, "preprocess": kept}
 
 
-def _offline_hint(name: str, pretrained: str | None) -> str:
-    import open_clip
-
-    cfg = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-    source = (cfg.get("hf_hub") or "").rstrip("/") or cfg.get("url") or name
-    return (
-        f"fetch the weights of {source} on a machine with access "
-        "and pass their file: pretrained=/path/to/weights"
-    )
-
-
 def build_clip(name: str, pretrained: str | None = None) -> CLIPTower:
     """CLIP tower by open_clip architecture name, "hf-hub:ORG/REPO", model-zoo name or bundle file.
 
@@ -191,44 +180,80 @@ def build_clip(name: str, pretrained: str | None = None) -> CLIPTower:
     import open_clip
 
     own = register_own_configs()
-    if name.startswith("hf-hub:"):
-        model = _create(name, None)
-        architecture = _describe(
-            name, model, open_clip.factory._get_hf_config(name[len("hf-hub:") :])["model_cfg"]
-        )
-    elif name in open_clip.list_models():
-        model = _create(name, pretrained)
-        architecture = _describe(name, model, open_clip.get_model_config(name))
-        if name in own:
-            architecture["preprocess"].update(_OWN_PREPROCESS[name])
-    else:
+    from_hub = name.startswith("hf-hub:")
+    if pretrained and (from_hub or name not in open_clip.list_models()):
+        raise UserError(f"{name}: pretrained={pretrained!r} needs the name of an open_clip architecture")
+    if not from_hub and name not in open_clip.list_models():
         return _from_bundle(name)
-    cfg = architecture["model_cfg"]
-    spec = _spec(architecture["preprocess"], cfg["embed_dim"], cfg["vision_cfg"].get("patch_size"))
-    return CLIPTower(model.eval(), build_tokenizer(name, cfg["text_cfg"]), architecture, spec)
+    # open_clip only warns where a tag's weights were trained with another activation than the architecture's.
+    quick_gelu = bool(_tag(name, pretrained).get("quick_gelu"))
+    with _fetching(name, pretrained):
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            force_quick_gelu=quick_gelu,
+            require_pretrained=from_hub,
+            weights_only=True,
+        )
+        config = _config(name)
+        tokenizer = build_tokenizer(name, config["text_cfg"])
+    if quick_gelu:
+        config["quick_gelu"] = True
+    architecture = _describe(name, model, config)
+    if name in own:
+        architecture["preprocess"].update(_OWN_PREPROCESS[name])
+    spec = _spec(architecture["preprocess"], config["embed_dim"], config["vision_cfg"].get("patch_size"))
+    return CLIPTower(model.eval(), tokenizer, architecture, spec)
 
 
-def _create(name: str, pretrained: str | None) -> nn.Module:
+def _config(name: str) -> dict[str, Any]:
     import open_clip
 
-    if pretrained and not Path(pretrained).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if pretrained not in tags:
-            near = difflib.get_close_matches(pretrained, tags, 1) or tags[:3]
-            raise UserError(
-                f"{name}: pretrained={pretrained!r} is neither a file nor a tag of open_clip; "
-                f"near: {', '.join(near) or 'no tag exists'}"
-            )
+    if name.startswith("hf-hub:"):
+        return open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"]
+    return open_clip.get_model_config(name)
+
+
+def _tag(name: str, pretrained: str | None) -> dict[str, Any]:
+    """What open_clip knows of a tag, nothing for a file. Raises UserError when it is neither."""
+    import open_clip
+
+    if not pretrained or Path(pretrained).is_file():
+        return {}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        near = difflib.get_close_matches(pretrained, tags, 1) or tags[:3]
+        raise UserError(
+            f"{name}: pretrained={pretrained!r} is neither a file nor a tag of open_clip; "
+            f"near: {', '.join(near) or 'no tag exists'}"
+        )
+    return open_clip.get_pretrained_cfg(name, pretrained)
+
+
+@contextmanager
+def _fetching(name: str, pretrained: str | None) -> Iterator[None]:
+    """One UserError for whatever goes wrong while weights, config or tokenizer are fetched and read."""
     try:
         with _quiet_and_quick():
-            return open_clip.create_model(name, pretrained=pretrained, weights_only=True)
+            yield
+    except ImportError as error:
+        raise UserError(f"{name}: needs a further package; pip install {error.name}") from error
     except Exception as error:
-        if pretrained and Path(pretrained).is_file():
+        if pretrained and Path(pretrained).is_file() and not isinstance(error, OSError):
             raise UserError(f"{pretrained}: not weights of {name} ({_first_line(error)})") from error
         raise UserError(
-            f"{name}: weights {pretrained or ''} cannot be downloaded ({_first_line(error)}); "
-            f"{_offline_hint(name, pretrained)}"
+            f"{name}: cannot be downloaded ({_first_line(error)}); {_offline_hint(name, pretrained)}"
         ) from error
+
+
+def _offline_hint(name: str, pretrained: str | None) -> str:
+    tag = _tag(name, pretrained)
+    source = (tag.get("hf_hub") or "").rstrip("/") or tag.get("url") or name.removeprefix("hf-hub:")
+    how = "its architecture as the name and " if name.startswith("hf-hub:") else ""
+    return (
+        f"fetch the weights of {source} on a machine with access "
+        f"and pass {how}their file: pretrained=/path/to/weights"
+    )
 
 
 @contextmanager

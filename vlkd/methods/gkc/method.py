@@ -152,6 +152,10 @@ class GKC(Distiller):
         self.evaluation = Evaluation(self.vectors, data, self.encode)
         if stage != "fit" or self.table is not None:
             return
+        if data.novel and data.novel_handling == "keep":
+            raise UserError(
+                "data.novel_handling=keep: novel classes would be labels; use ignore or delete, or novel: []"
+            )
         self.base = torch.tensor([k not in data.novel for k in range(len(data.names))])
         # Novel classes are never trained on, so neither are their synonyms.
         base_names = {name for k, name in enumerate(data.names) if k not in data.novel}
@@ -266,7 +270,9 @@ class GKC(Distiller):
     def _nouns(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Vectors of up to `caption_words` nouns per caption, a quarter dropped: (B,W,D) and mask (B,W)."""
         assert self.table is not None
-        known = {word: k for k, word in enumerate(self.table.words)}
+        # Words of novel classes stay unused, also where a caption holds them.
+        of_base = self.base[self.table.category.cpu()].tolist()
+        known = {word: k for k, word in enumerate(self.table.words) if of_base[k]}
         chosen = [[known[w] for w in caption_nouns(text, tuple(known))] for text in batch["captions"]]
         keep = torch.rand(len(chosen), max(map(len, chosen), default=0) + 1) >= 0.25
         picked = [
