@@ -16,7 +16,7 @@ from vlkd.data.regions import Regions, crop_regions
 from vlkd.data.sample import Segment, SegmentationSample
 from vlkd.errors import UserError
 from vlkd.methods.gkc import GKC, DiversifyOptions, KDOptions
-from vlkd.methods.gkc.criterion import MaskCriterion, Matches
+from vlkd.methods.gkc.criterion import MaskCriterion, Matches, over_void
 from vlkd.methods.gkc.diversify import WordTable
 from vlkd.methods.gkc.regions import RegionBank
 from vlkd.models.clip import build_clip
@@ -209,6 +209,22 @@ def test_region_dropout_only_touches_the_classification() -> None:
     assert torch.allclose(criterion.classes(logits, matches, labels, torch.tensor([True, True])), everything)
     dropped = (log[0, 1] + 0.1 * log[1, 4]) / 1.1
     assert torch.allclose(criterion.classes(logits, matches, labels, torch.tensor([True, False])), dropped)
+
+
+def test_queries_on_unlabelled_pixels_are_not_taught_that_nothing_is_there() -> None:
+    masks = torch.full((1, 3, 4, 4), -9.0)
+    masks[0, 0, :, :2] = masks[0, 1, :, 2:] = 9.0  # left half; right half; nowhere
+    semantic = torch.zeros(1, 16, 16, dtype=torch.long)
+    semantic[:, :, 8:] = 255
+    unknown = over_void(masks, semantic, 255)
+    assert unknown[0, :2].tolist() == [False, True]
+    logits = torch.randn(1, 3, 5)
+    matches = Matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    log = -logits.log_softmax(-1)[0]
+    found = MaskCriterion().classes(
+        logits, matches, torch.tensor([1]), torch.tensor([True]), torch.tensor([[False, True, False]])
+    )
+    assert torch.allclose(found, (log[0, 1] + 0.1 * log[2, 4]) / 1.1)
 
 
 @pytest.mark.parametrize(

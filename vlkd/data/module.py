@@ -180,7 +180,7 @@ class SegmentationData(SegmentationModuleBase):
         train_split: split used for training ("train", "val", or a folder's own name).
         val_split: split used for validation.
         names: class names in label order, a text file, or a packaged list's key; None for the kind's own.
-        ignore: label value without a class (kind folder); None for 255.
+        ignore: label value without a class (kind folder); None for 255, or 65535 with more than 255 names.
         reduce_zero_label: label 0 is void and v is class v-1 (kind folder).
         kwargs: see SegmentationModuleBase.
     """

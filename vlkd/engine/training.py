@@ -24,6 +24,8 @@ def train(argv: Sequence[str]) -> int:
         raise UserError(
             f"{arguments.config}: --resume takes its config from the run; write overrides as --key=value"
         )
+    if arguments.resume and arguments.run:
+        raise UserError(f"--run {arguments.run}: --resume goes on in the run's own folder; leave --run out")
     if not (arguments.resume or arguments.config):
         raise UserError("a config is missing; try: python tools/train.py configs/gkc/world.yaml")
     if stray and "=" in "".join(overrides[: overrides.index(stray[0])][-1:]):

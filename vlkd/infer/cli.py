@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="infer", description=__doc__, epilog=_EXAMPLE)
+    parser = _Parser(prog="vlkd infer", description=__doc__, epilog=_EXAMPLE)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="images, videos, folders (searched for both) or globs")
     add("--model", required=True, metavar="NAME_OR_FILE", help="zoo name or bundle file")

@@ -160,6 +160,10 @@ class Segmentor(nn.Module):
         projection, self.backbone.clip_projection = self.backbone.clip_projection, None
         if self.pooled is not None and projection and projection[0].shape == self.pooled.weight.shape:
             self.init_pooled(*projection)
+            # Start from what CLIP says of the masked pixels; the queries learn to correct it.
+            for head in self.projections:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
 
     def _no_object(self, vectors: Tensor) -> Tensor:
         row = F.normalize(self.no_object.to(vectors.dtype), dim=-1)

@@ -21,13 +21,15 @@ class MaskCriterion:
     """Matching and point-sampled mask losses.
 
     cost: factors of class, mask and dice in the matching; points: sampled per mask; no_object: weight of that
-    class; region_dropout: probability that a matched query takes no part in the classification.
+    class; region_dropout: probability that a matched query takes no part in the classification; teach_void:
+    whether queries on unlabelled pixels are taught "no object" (as upstream) or left alone.
     """
 
     cost: tuple[float, float, float] = (2.0, 5.0, 5.0)
     points: int = 12544
     no_object: float = 0.1
     region_dropout: float = 0.5
+    teach_void: bool = False
 
     def assign(self, logits: Tensor, prediction: Prediction, targets: list[dict[str, Any]]) -> Matches:
         """Hungarian matching on the logits of the class names (B,Q,K+1)."""
@@ -45,10 +47,17 @@ class MaskCriterion:
         ]
         return mask_losses(chosen, torch.cat(truth), count, self.points)
 
-    def classes(self, logits: Tensor, matches: Matches, labels: Tensor, kept: Tensor) -> Tensor:
-        """Cross entropy of logits (B,Q,K+1) with labels (N,) of matched queries, where kept (N,) is True."""
+    def classes(
+        self, logits: Tensor, matches: Matches, labels: Tensor, kept: Tensor, unknown: Tensor | None = None
+    ) -> Tensor:
+        """Cross entropy of logits (B,Q,K+1) with labels (N,) of matched queries; kept (N,) False are left out.
+
+        Other queries are taught "no object", except where unknown (B,Q) says that nobody knows what they see.
+        """
         nothing = logits.shape[-1] - 1
         target = torch.full(logits.shape[:2], nothing, dtype=torch.long, device=logits.device)
+        if unknown is not None:
+            target[unknown] = IGNORE
         target[matches.image, matches.query] = torch.where(kept, labels, IGNORE)
         weight = torch.ones(logits.shape[-1], device=logits.device)
         weight[nothing] = self.no_object
@@ -92,6 +101,14 @@ class Matches:
             return self
         kept = torch.randperm(len(self.image), device=self.image.device)[:limit].sort().values
         return Matches(self.image[kept], self.query[kept], self.segment[kept])
+
+
+@torch.no_grad()
+def over_void(mask_logits: Tensor, semantic: Tensor, void: int) -> Tensor:
+    """Queries whose mask lies mostly on void pixels (B,Q): mask_logits (B,Q,h,w), semantic (B,H,W)."""
+    unlabelled = F.adaptive_avg_pool2d((semantic == void).float()[:, None], mask_logits.shape[-2:])
+    masks = mask_logits.sigmoid()
+    return (masks * unlabelled).sum((2, 3)) > 0.5 * masks.sum((2, 3))
 
 
 def grounded(prediction: Prediction, matches: Matches, images: int, limit: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from vlkd.errors import UserError
 from vlkd.losses.contrastive import grounding_loss
 from vlkd.losses.relation import text_guided_kd
 from vlkd.methods.base import Distiller, Schedule
-from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, scale_of
+from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, over_void, scale_of
 from vlkd.methods.gkc.diversify import ClassList, Diversification, WordTable
 from vlkd.methods.gkc.evaluate import Evaluation
 from vlkd.methods.gkc.regions import RegionBank, RegionSource
@@ -139,8 +139,10 @@ class GKC(Distiller):
         }
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
-        """The student's backbone, and everything else that is trained."""
+        """What comes from CLIP (backbone and pooled projection), and everything else that is trained."""
         backbone = list(self.student.backbone.parameters())
+        if self.student.pooled is not None:
+            backbone += self.student.pooled.parameters()
         inside = {id(p) for p in backbone}
         return {"backbone": backbone, "rest": [p for p in self.parameters() if id(p) not in inside]}
 
@@ -194,9 +196,14 @@ class GKC(Distiller):
         lists = table.class_lists(labels, words, self.base.to(self.device))
         count = self._mask_count(labels)
         nouns = self._nouns(batch) if self.caption_words else None
+        void = self.trainer.datamodule.void  # type: ignore[attr-defined]
         totals: dict[str, Tensor] = {}
         for index, prediction in enumerate(levels):
-            for name, value in self._level_losses(index, prediction, targets, lists, count, nouns).items():
+            unknown = None
+            if not self.criterion.teach_void:
+                unknown = over_void(prediction.mask_logits, batch["semantic"], void)
+            found = self._level_losses(index, prediction, targets, lists, count, nouns, unknown)
+            for name, value in found.items():
                 totals[name] = totals[name] + value if name in totals else value
         return totals
 
@@ -208,6 +215,7 @@ class GKC(Distiller):
         lists: ClassList,
         count: float,
         nouns: tuple[Tensor, Tensor] | None,
+        unknown: Tensor | None,
     ) -> dict[str, Tensor]:
         table, criterion = self.table, self.criterion
         assert table is not None
@@ -217,16 +225,18 @@ class GKC(Distiller):
         losses = criterion.masks(prediction, matches, targets, count)
         kept = criterion.dropout(matches)
         labels = matches.gather([target["labels"] for target in targets])
-        losses["class"] = criterion.classes(logits, matches, labels, kept)
+        losses["class"] = criterion.classes(logits, matches, labels, kept, unknown)
         if self.diversify.mode == "thresRand":
             diverse = self.student.class_logits(
                 prediction.embeddings, table.vectors[lists.rows], lists.present
             )
-            losses["synonym"] = criterion.classes(diverse, matches, matches.gather(lists.slots), kept)
+            losses["synonym"] = criterion.classes(
+                diverse, matches, matches.gather(lists.slots), kept, unknown
+            )
         elif self.diversify.mode != "none":
             of_words = self.student.class_logits(prediction.embeddings, table.vectors, base[table.category])
             reduced = table.reduce(of_words, self.diversify.mode)
-            losses["synonym"] = criterion.classes(reduced, matches, labels, kept)
+            losses["synonym"] = criterion.classes(reduced, matches, labels, kept, unknown)
         if self.kd.form != "none":
             losses["kd"] = self._distil(
                 index, prediction, matches.first(self.kd.regions), targets, lists.words
