@@ -161,9 +161,8 @@ class Segmentor(nn.Module):
         if self.pooled is not None and projection and projection[0].shape == self.pooled.weight.shape:
             self.init_pooled(*projection)
             # Start from what CLIP says of the masked pixels; the queries learn to correct it.
-            for head in self.projections:
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+            for parameter in self.projections.parameters():
+                nn.init.zeros_(parameter)
 
     def _no_object(self, vectors: Tensor) -> Tensor:
         row = F.normalize(self.no_object.to(vectors.dtype), dim=-1)

@@ -50,7 +50,7 @@ class MaskCriterion:
     def classes(
         self, logits: Tensor, matches: Matches, labels: Tensor, kept: Tensor, unknown: Tensor | None = None
     ) -> Tensor:
-        """Cross entropy of logits (B,Q,K+1) with labels (N,) of matched queries; kept (N,) False are left out.
+        """Cross entropy of logits (B,Q,K+1) with labels (N,) of matched queries, where kept (N,) is True.
 
         Other queries are taught "no object", except where unknown (B,Q) says that nobody knows what they see.
         """
@@ -106,7 +106,8 @@ class Matches:
 @torch.no_grad()
 def over_void(mask_logits: Tensor, semantic: Tensor, void: int) -> Tensor:
     """Queries whose mask lies mostly on void pixels (B,Q): mask_logits (B,Q,h,w), semantic (B,H,W)."""
-    unlabelled = F.adaptive_avg_pool2d((semantic == void).float()[:, None], mask_logits.shape[-2:])
+    height, width = mask_logits.shape[-2:]
+    unlabelled = F.adaptive_avg_pool2d((semantic == void).float()[:, None], (height, width))
     masks = mask_logits.sigmoid()
     return (masks * unlabelled).sum((2, 3)) > 0.5 * masks.sum((2, 3))
 
