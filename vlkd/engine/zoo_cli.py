@@ -55,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(shelf: Zoo) -> int:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "kind", "input", "score", "size", "licence", "here")
+    table = Table(Column("name", no_wrap=True), "kind", "input", "score", "size", "licence", "here")
     for entry in shelf.entries.values():
         path = shelf.local(entry)
         table.add_row(
