@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -13,11 +12,10 @@ import numpy as np
 import torch
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vlkd.cache import cache_folder, cache_key
+from vlkd.cache import cache_folder, cache_key, store
 from vlkd.data.loader import EpochSampler, ResumableLoader
 from vlkd.data.module import SegmentationModuleBase, Split
 from vlkd.data.regions import crop_regions
@@ -137,7 +135,6 @@ def render_captioned(seed: int, size: int, first: int, count: int) -> tuple[Tens
     key = cache_key(renderer=_RENDERER, seed=seed, size=size, first=first, count=count)
     path = cache_folder() / "world" / f"{key[:24]}.safetensors"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         chunks = [range(k, min(k + 500, first + count)) for k in range(first, first + count, 500)]
         with ProcessPoolExecutor() as pool:
             parts = list(
@@ -147,9 +144,7 @@ def render_captioned(seed: int, size: int, first: int, count: int) -> tuple[Tens
             )
         images = torch.from_numpy(np.concatenate([p[0] for p in parts]))
         captions = json.dumps([c for p in parts for c in p[1]])
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file({"images": images}, part, metadata={"captions": captions})
-        os.replace(part, path)
+        store(path, {"images": images}, {"captions": captions})
     with safe_open(path, framework="pt") as stored:
         return stored.get_tensor("images"), json.loads(stored.metadata()["captions"])
 

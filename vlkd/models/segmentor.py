@@ -125,6 +125,11 @@ class Segmentor(nn.Module):
             for i, level in enumerate(levels)
         ]
 
+    @property
+    def scale(self) -> Tensor:
+        """The learned factor on cosines, at most 100."""
+        return self.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
+
     def class_logits(self, embeddings: Tensor, vectors: Tensor, present: Tensor | None = None) -> Tensor:
         """exp(s) * cosine: embeddings (B, Q, D), vectors (K, D) or (B, K, D) -> (B, Q, K+1), no-object last.
 
@@ -140,7 +145,7 @@ class Segmentor(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             vectors = F.normalize(vectors.float(), dim=-1)
             rows = torch.cat([vectors, self._no_object(vectors)], dim=-2)
-            scale = self.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
+            scale = self.scale
             logits = scale * (embeddings.float() @ rows.transpose(-1, -2))
         if present is None:
             return logits

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlkd.losses.mask import mask_losses
 from vlkd.losses.matching import match_batch
-from vlkd.models.segmentor import Prediction, Segmentor
+from vlkd.models.segmentor import Prediction
 
 IGNORE = -100
 
@@ -122,8 +122,3 @@ def grounded(prediction: Prediction, matches: Matches, images: int, limit: int) 
         [[len(p)] for p in parts], device=padded.device
     )
     return padded, mask
-
-
-def scale_of(student: Segmentor) -> Tensor:
-    """The learned temperature, shared by classification and grounding."""
-    return student.logit_scale.clamp(max=4.6052).exp()

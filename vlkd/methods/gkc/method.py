@@ -15,7 +15,7 @@ from vlkd.errors import UserError
 from vlkd.losses.contrastive import grounding_loss
 from vlkd.losses.relation import text_guided_kd
 from vlkd.methods.base import Distiller, Schedule
-from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, over_void, scale_of
+from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, over_void
 from vlkd.methods.gkc.diversify import ClassList, Diversification, WordTable
 from vlkd.methods.gkc.evaluate import Evaluation
 from vlkd.methods.gkc.regions import RegionBank, RegionSource
@@ -166,6 +166,9 @@ class GKC(Distiller):
         self.table = WordTable.build(
             data.names, lambda n: listed(n) if used and n in base_names else (), self.encode
         )
+        # Words of novel classes stay unused, also where a caption holds them.
+        of_base = self.base[self.table.category].tolist()
+        self.lexicon = {word: k for k, word in enumerate(self.table.words) if of_base[k]}
         regions = data.train_regions()
         if self.trainer.global_rank == 0:
             self._fill_banks(regions)
@@ -244,7 +247,7 @@ class GKC(Distiller):
         if nouns is not None:
             regions = grounded(prediction, matches, len(targets), limit=25)
             losses["grounding"] = grounding_loss(
-                regions[0], nouns[0], regions[1], nouns[1], scale_of(self.student)
+                regions[0], nouns[0], regions[1], nouns[1], self.student.scale
             )
         return losses
 
@@ -280,10 +283,8 @@ class GKC(Distiller):
     def _nouns(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Vectors of up to `caption_words` nouns per caption, a quarter dropped: (B,W,D) and mask (B,W)."""
         assert self.table is not None
-        # Words of novel classes stay unused, also where a caption holds them.
-        of_base = self.base[self.table.category.cpu()].tolist()
-        known = {word: k for k, word in enumerate(self.table.words) if of_base[k]}
-        chosen = [[known[w] for w in caption_nouns(text, tuple(known))] for text in batch["captions"]]
+        known, vocabulary = self.lexicon, tuple(self.lexicon)
+        chosen = [[known[w] for w in caption_nouns(text, vocabulary)] for text in batch["captions"]]
         keep = torch.rand(len(chosen), max(map(len, chosen), default=0) + 1) >= 0.25
         picked = [
             [k for n, k in enumerate(row) if keep[b, n]][: self.caption_words] for b, row in enumerate(chosen)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vlkd.cache import cache_folder, cache_key
+from vlkd.cache import cache_folder, cache_key, store
 from vlkd.errors import UserError
 from vlkd.models.clip import CLIPTower
 
@@ -67,7 +64,8 @@ class RegionBank:
         )
         path = cache_folder() / "regions" / f"{key[:24]}.safetensors"
         if not path.is_file():
-            _write(path, *_encode(source, teacher, masked))
+            keys, vectors = _encode(source, teacher, masked)
+            store(path, {"vectors": vectors.contiguous()}, {"keys": json.dumps(keys)})
         with safe_open(path, framework="pt") as stored:
             return cls(json.loads(stored.metadata()["keys"]), stored.get_tensor("vectors"), str(path))
 
@@ -95,10 +93,3 @@ def _encode(source: RegionSource, teacher: CLIPTower, masked: bool) -> tuple[lis
     if waiting:
         flush()
     return keys, torch.cat(vectors) if vectors else torch.zeros(0, teacher.spec.width)
-
-
-def _write(path: Path, keys: list[str], vectors: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({"vectors": vectors.contiguous()}, part, metadata={"keys": json.dumps(keys)})
-    os.replace(part, path)
