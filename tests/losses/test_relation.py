@@ -1,12 +1,16 @@
-"""Text-guided distillation against the formula written out as loops."""
+"""Relational losses against recorded numbers and the formulas written out."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_cases import assert_golden, read
 
-from vlkd.losses import text_guided_kd
+from vlkd.errors import UserError
+from vlkd.losses import pkt, rkd, sp, text_guided_kd
 
 
 def by_loops(v, c, t, ids, alpha, form):
@@ -69,3 +73,79 @@ def test_equal_vectors_have_a_finite_gradient() -> None:
 def test_unknown_form() -> None:
     with pytest.raises(ValueError, match="inner, distance or vanilla"):
         text_guided_kd(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1), form="cosine")  # type: ignore[arg-type]
+
+
+def test_rkd_golden() -> None:
+    case = read("mdistiller_rkd_d25_a50")
+    assert_golden(lambda d: rkd(d["f_s"], d["f_t"], 25, 50), case, ["f_s"])
+
+
+def test_sp_golden() -> None:
+    assert_golden(lambda d: sp(d["s2"], d["t2"]), read("mdistiller_sp"), ["s2"])
+
+
+def test_pkt_golden() -> None:
+    assert_golden(lambda d: pkt(d["f_s"], d["f_t"]), read("mdistiller_pkt"), ["f_s"])
+
+
+def differences(x: torch.Tensor) -> torch.Tensor:
+    return x[None] - x[:, None]
+
+
+def test_rkd_parts_by_definition() -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(7, 5, dtype=torch.float64) + 3, torch.randn(7, 9, dtype=torch.float64) - 2
+
+    def angles(x: torch.Tensor) -> torch.Tensor:
+        unit = F.normalize(differences(x), dim=2)
+        return torch.einsum("ijd,ikd->ijk", unit, unit)
+
+    def distances(x: torch.Tensor) -> torch.Tensor:
+        d = differences(x).square().sum(2).sqrt()
+        return d / d[d > 0].mean()
+
+    torch.testing.assert_close(rkd(s, t, 0, 2), 2 * F.smooth_l1_loss(angles(s), angles(t)))
+    torch.testing.assert_close(rkd(s, t, 3, 0), 3 * F.smooth_l1_loss(distances(s), distances(t)))
+    assert rkd(s, t, 0, 0) == 0
+
+
+def test_rkd_keeps_its_digits_far_from_the_origin() -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(8, 6), torch.randn(8, 6)
+    torch.testing.assert_close(rkd(s + 100, t + 100), rkd(s, t), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("loss", [rkd, sp, pkt])
+def test_degenerate_batches_have_finite_gradients(loss: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    repeated = torch.randn(3, 4)[[0, 0, 1, 2]]
+    for s in (repeated, torch.zeros(4, 4), torch.ones(1, 4)):
+        s = s.clone().requires_grad_()
+        value = loss(s, torch.randn(len(s), 6))
+        value.backward()
+        assert value.isfinite() and s.grad is not None and s.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [rkd, sp, pkt])
+def test_relations_of_equal_features_cost_nothing(loss: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    t = torch.randn(6, 8)
+    turn = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert loss(t @ turn, t).abs() < 1e-6
+    assert loss(torch.randn(6, 8), t) > 1e-4
+
+
+@pytest.mark.parametrize("loss", [rkd, sp, pkt])
+def test_relations_in_half_precision(loss: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(6, 8).bfloat16(), torch.randn(6, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(s, t)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss(s.float(), t.float()))
+
+
+@pytest.mark.parametrize("loss", [rkd, sp, pkt])
+def test_batches_of_different_size(loss: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(UserError, match=r"student \(3, 4\) and teacher \(2, 4\).*same batch"):
+        loss(torch.ones(3, 4), torch.ones(2, 4))

@@ -1,17 +1,55 @@
 """How far apart: plain functions on tensors, float32 inside autocast, no Lightning, no models."""
 
-from vlkd.losses.contrastive import clip_loss, grounding_loss
+from vlkd.losses.contrastive import clip_loss, crd, grounding_loss, nt_xent
+from vlkd.losses.feature import at, fitnet, nd, neuron_mmd, nst, ofd, review_kd, vid
+from vlkd.losses.logit import dist, dkd, kd, logit_standardise, sinkhorn
 from vlkd.losses.mask import dice, mask_bce, mask_losses
 from vlkd.losses.matching import match, match_batch
-from vlkd.losses.relation import text_guided_kd
+from vlkd.losses.memory import CRDMemory
+from vlkd.losses.relation import pkt, rkd, sp, text_guided_kd
+from vlkd.losses.token import (
+    knn_edges,
+    patch_tokens,
+    trg_contextual,
+    trg_global,
+    trg_local,
+    trg_local_dense,
+    trg_temperature,
+)
 
 __all__ = [
+    "CRDMemory",
+    "at",
     "clip_loss",
+    "crd",
     "dice",
+    "dist",
+    "dkd",
+    "fitnet",
     "grounding_loss",
+    "kd",
+    "knn_edges",
+    "logit_standardise",
     "mask_bce",
     "mask_losses",
     "match",
     "match_batch",
+    "nd",
+    "neuron_mmd",
+    "nst",
+    "nt_xent",
+    "ofd",
+    "patch_tokens",
+    "pkt",
+    "review_kd",
+    "rkd",
+    "sinkhorn",
+    "sp",
     "text_guided_kd",
+    "trg_contextual",
+    "trg_global",
+    "trg_local",
+    "trg_local_dense",
+    "trg_temperature",
+    "vid",
 ]
