@@ -1,4 +1,4 @@
-"""Segments images and videos with your own words: the same as `vlkd infer`."""
+"""Segments images and videos with your own words, or classifies them: the same as `vlkd infer`."""
 
 import sys
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlkd.infer import Predictor
+    from vlkd.infer import ClassPredictor, Predictor
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__", "list_methods", "list_models", "load"]
+__all__ = ["ClassPredictor", "Predictor", "__version__", "list_methods", "list_models", "load"]
 
 
 def load(path_or_name: str) -> Any:
-    """The model of a bundle file or zoo name: a Predictor for a segmentor, a CLIPTower for a CLIP.
+    """The model of a bundle file or zoo name: Predictor (segmentor), ClassPredictor (classifier), CLIPTower.
 
     Raises UserError when the file or name is unknown, damaged, or of a kind that cannot be used by itself.
     """
@@ -26,11 +26,16 @@ def load(path_or_name: str) -> Any:
         from vlkd.infer import Predictor
 
         return Predictor.from_bundle(path)
+    if kind == "classifier":
+        from vlkd.infer import ClassPredictor
+
+        return ClassPredictor.from_bundle(path)
     if kind == "clip":
         from vlkd.models.clip import build_clip
 
         return build_clip(str(path))
-    raise UserError(f"{path}: bundle of kind {kind!r}, expected 'segmentor' or 'clip'; update vlkd to use it")
+    known = "'segmentor', 'classifier' or 'clip'"
+    raise UserError(f"{path}: bundle of kind {kind!r}, expected {known}; update vlkd to use it")
 
 
 def list_methods() -> list[str]:
@@ -48,8 +53,8 @@ def list_models() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Predictor":
-        from vlkd.infer import Predictor
+    if name in ("ClassPredictor", "Predictor"):
+        import vlkd.infer
 
-        return Predictor
+        return getattr(vlkd.infer, name)
     raise AttributeError(f"module 'vlkd' has no attribute {name!r}")

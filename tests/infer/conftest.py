@@ -1,7 +1,8 @@
-"""A student that segments by colour and a text encoder that knows colours: small, and wrong results show."""
+"""Students that segment and classify by colour, a text encoder that knows colours: wrong results show."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlkd.infer.classify import ClassPredictor
 from vlkd.infer.predictor import Predictor
 from vlkd.models.spec import InputSpec
 from vlkd.text.class_vectors import ClassVectors
@@ -54,6 +56,20 @@ class ColourStudent(nn.Module):
         return torch.cat([logits, torch.full_like(logits[..., :1], 5)], -1)
 
 
+class ColourClassifier(nn.Module):
+    """Logits of red, green, blue: the mean colour, sharpened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = InputSpec((8, 8), (0.0,) * 3, (1.0,) * 3, "bilinear", 3)
+        self.weight = nn.Parameter(10 * torch.eye(3))
+        self.batches: list[tuple[int, ...]] = []
+
+    def forward(self, images01: Tensor) -> Tensor:
+        self.batches.append(tuple(images01.shape))
+        return images01.mean((2, 3)) @ self.weight
+
+
 @dataclass
 class Parts:
     predictor: Predictor
@@ -65,6 +81,22 @@ class Parts:
 def parts() -> Parts:
     student, text = ColourStudent(), ColourText()
     return Parts(Predictor(student, None, text), student, text)
+
+
+@pytest.fixture
+def classes() -> ClassPredictor:
+    """Predictor of a colour's name; two images a batch."""
+    return ClassPredictor(ColourClassifier(), list(COLOURS), batch_size=2)
+
+
+@pytest.fixture
+def flat() -> Callable[..., np.ndarray]:
+    """Function (colour, height, width) that makes a plain image (H,W,3)."""
+
+    def make(colour: str, height: int = 20, width: int = 30) -> np.ndarray:
+        return np.full((height, width, 3), COLOURS[colour], np.uint8)
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Use of a student: images, folders and video in; label maps, overlays and numbers out."""
+"""Use of a student: images, folders and video in; label maps or classes, pictures and numbers out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlkd.infer.classify import Classification, ClassPredictor
     from vlkd.infer.predictor import Predictor, Segmentation
     from vlkd.models.postprocess import panoptic_segments, semantic_labels
 
-__all__ = ["Predictor", "Segmentation", "panoptic_segments", "semantic_labels"]
+__all__ = [
+    "ClassPredictor",
+    "Classification",
+    "Predictor",
+    "Segmentation",
+    "panoptic_segments",
+    "semantic_labels",
+]
 
 _HOMES = {
+    "ClassPredictor": "vlkd.infer.classify",
+    "Classification": "vlkd.infer.classify",
     "Predictor": "vlkd.infer.predictor",
     "Segmentation": "vlkd.infer.predictor",
     "panoptic_segments": "vlkd.models.postprocess",

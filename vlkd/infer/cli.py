@@ -1,4 +1,4 @@
-"""Command line: segment images, folders and videos with free text."""
+"""Command line: segment images, folders and videos with free text, or classify them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vlkd.errors import UserError
 
 if TYPE_CHECKING:
-    from vlkd.infer.outputs import Job
+    from rich.progress import Progress
+
+    from vlkd.infer.classify import ClassPredictor
     from vlkd.infer.predictor import Predictor
 
 _EXAMPLE = (
-    'example: %(prog)s --model gkc-world --classes "car|automobile, tree" photos/ clip.mp4 --out results'
+    'example: %(prog)s --model gkc-world --classes "car|automobile, tree" photos/ clip.mp4 --out results; '
+    "a classifier: %(prog)s student-1234abcd.safetensors photos/ --out results"
 )
 
 
@@ -29,11 +32,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="vlkd infer", description=__doc__, epilog=_EXAMPLE)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="images, videos, folders (searched for both) or globs")
-    add("--model", required=True, metavar="NAME_OR_FILE", help="zoo name or bundle file")
+    add("--model", metavar="NAME_OR_FILE", help="zoo name or bundle file; default: the first INPUT")
     words = parser.add_mutually_exclusive_group()
     words.add_argument(
         "--classes",
-        help='"car|automobile, tree, road"; | joins words of one class; default: the model\'s own',
+        help='"car|automobile, tree, road"; | joins words of one class; default: the model\'s own. '
+        "Of a classifier: the ones to choose among",
     )
     words.add_argument(
         "--classes-file", type=Path, metavar="FILE", help="one class per line; # starts a comment"
@@ -45,27 +49,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where results go (default: %(default)s)",
     )
-    add(
-        "--size",
-        type=int,
-        metavar="N",
-        help="short side in pixels that the student works at (default: its own)",
-    )
-    add(
-        "--templates",
-        default="{}",
-        help='prompts for new names: "{}" (default), "a photo of a {}", vild, ...',
-    )
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
     add("--every", type=int, default=1, metavar="N", help="use every N-th frame of a video")
-    add("--masks", action="store_true", help="also write an indexed PNG for every video frame")
     add("--overwrite", action="store_true", help="do finished inputs again")
+    only = parser.add_argument_group("segmentors only").add_argument
+    only("--size", type=int, metavar="N", help="short side in pixels to work at (default: the student's own)")
+    only(
+        "--templates",
+        default="{}",
+        metavar="T",
+        help='prompts for new names: "{}" (default), "a photo of a {}", vild, ...',
+    )
+    only("--masks", action="store_true", help="also write an indexed PNG for every video frame")
+    only = parser.add_argument_group("classifiers only").add_argument
+    only("--top", type=int, metavar="N", help="classes to write for each image (default: 5)")
+    only("--sheet", action="store_true", help="also write sheet.jpg: thumbnails with their labels")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 all done, 1 some inputs failed, 2 wrong usage, 130 interrupted."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.model is None:
+        args.model, *args.inputs = args.inputs
+        if not args.inputs:
+            parser.error("name a model and what it is to look at")
     try:
         return _run(args)
     except UserError as error:
@@ -74,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vlkd.infer.outputs import find_inputs, is_done, plan
+    from vlkd.infer.classify import ClassPredictor
+    from vlkd.infer.outputs import find_inputs
 
     if args.every < 1:
         raise UserError(f"--every {args.every}: expected 1 or more")
@@ -82,23 +92,14 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"--out {args.out}: is a file, expected a folder")
     classes = _classes(args)
     files, problems = find_inputs(args.inputs, args.out)
-    jobs = plan(files, args.out)
     for problem in problems:
         print(problem, file=sys.stderr)
-    if jobs:
-        predictor = _predictor(args)
-        names = predictor.names(classes)
-        settings = {
-            "model": args.model,
-            "classes": list(names),
-            "size": predictor.size,
-            "templates": list(predictor.templates),
-            "every": args.every,
-        }
-        done = [] if args.overwrite else [job for job in jobs if is_done(job, args.out, settings)]
-        todo = [job for job in jobs if job not in done]
-        return _work(predictor, todo, len(done), problems, classes, settings, args)
-    return _finish(0, 0, problems, [], 0.0, args.out)
+    if not files:
+        return _finish(0, 0, problems, "", args.out)
+    predictor = _predictor(args)
+    settings = {"model": args.model, "classes": list(predictor.names(classes)), "every": args.every}
+    work = _classify if isinstance(predictor, ClassPredictor) else _segment
+    return work(predictor, files, problems, classes, settings, args)
 
 
 def _classes(args: argparse.Namespace) -> Any:
@@ -111,35 +112,47 @@ def _classes(args: argparse.Namespace) -> Any:
     return [name for line in lines if (name := line.split("#")[0].strip())]
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
+def _predictor(args: argparse.Namespace) -> Any:
+    """Predictor or ClassPredictor, as the bundle's kind has it. Raises UserError for options of the other."""
+    from vlkd.engine.bundle import read_card
     from vlkd.engine.hub import resolve
+
+    path = resolve(args.model)
+    kind = read_card(path)["kind"]
+    of = {"segmentor": ("size", "templates", "masks"), "classifier": ("top", "sheet")}
+    if kind not in of:
+        raise UserError(f"{path}: the bundle holds a {kind!r}: expected a segmentor or a classifier")
+    for other in of.keys() - {kind}:
+        for option in of[other]:
+            if getattr(args, option) not in (None, False, "{}"):
+                raise UserError(f"--{option}: only for a {other}; {args.model} is a {kind}")
+    if kind == "classifier":
+        from vlkd.infer.classify import ClassPredictor
+
+        return ClassPredictor.from_bundle(path, device=args.device)
     from vlkd.infer.predictor import Predictor
 
-    options = {"size": args.size, "device": args.device, "templates": args.templates}
-    return Predictor.from_bundle(resolve(args.model), **options)
+    return Predictor.from_bundle(path, size=args.size, device=args.device, templates=args.templates)
 
 
-def _work(
+def _segment(
     predictor: Predictor,
-    jobs: list[Job],
-    skipped: int,
+    files: list[Path],
     problems: list[str],
     classes: Any,
     settings: dict[str, Any],
     args: argparse.Namespace,
 ) -> int:
-    """Do the jobs in turn under a progress bar, noting what fails."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Segment the files in turn, each into files of its own."""
+    from vlkd.infer.outputs import is_done, plan, run_image, run_video
 
-    from vlkd.infer.outputs import run_image, run_video
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    settings |= {"size": predictor.size, "templates": list(predictor.templates)}
+    jobs = plan(files, args.out)
+    todo = [job for job in jobs if args.overwrite or not is_done(job, args.out, settings)]
     started, finished, times = perf_counter(), 0, list[float]()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        total = progress.add_task("inputs", total=len(jobs))
-        for job in jobs:
+    with _progress() as progress:
+        total = progress.add_task("inputs", total=len(todo))
+        for job in todo:
             try:
                 if job.is_video:
                     task = progress.add_task(job.source.name, total=None)
@@ -152,25 +165,94 @@ def _work(
                 problems.append(str(error))
                 print(error, file=sys.stderr)
             except KeyboardInterrupt:
-                progress.stop()
-                left = len(jobs) - finished
-                print(
-                    f"interrupted: {finished} done, {left} left; run the same command again to go on",
-                    file=sys.stderr,
-                )
-                return 130
+                return _interrupted(progress, finished, len(todo))
             else:
                 finished += 1
                 times += ms
                 print(f"{job.source}: {_speed(ms)} -> {args.out / job.stem}.*")
             progress.advance(total)
-    return _finish(finished, skipped, problems, times, perf_counter() - started, args.out)
+    took = f" in {perf_counter() - started:.1f} s, {_speed(times)}" if times else ""
+    return _finish(finished, len(jobs) - len(todo), problems, took, args.out)
 
 
-def _finish(
-    finished: int, skipped: int, problems: list[str], times: list[float], seconds: float, out: Path
+def _classify(
+    predictor: ClassPredictor,
+    files: list[Path],
+    problems: list[str],
+    classes: Any,
+    settings: dict[str, Any],
+    args: argparse.Namespace,
 ) -> int:
-    parts = [f"{finished} done" + (f" in {seconds:.1f} s, {_speed(times)}" if times else "")]
+    """Classify the files, images in batches, into one table."""
+    from vlkd.infer.labels import Predictions
+    from vlkd.infer.video import is_video
+
+    top = 5 if args.top is None else args.top
+    if top < 1:
+        raise UserError(f"--top {top}: expected 1 or more")
+    table = Predictions(args.out, settings | {"top": top}, args.overwrite)
+    todo = [file for file in files if file not in table]
+    started, finished, seen = perf_counter(), 0, 0
+
+    def failed(file: Path, error: UserError) -> None:
+        table.fail(file, error)
+        problems.append(str(error))
+        print(error, file=sys.stderr)
+
+    with _progress() as progress:
+        total = progress.add_task("inputs", total=len(todo))
+        try:
+            for file, found in predictor.files((f for f in todo if not is_video(f)), classes, top):
+                progress.advance(total)
+                if isinstance(found, UserError):
+                    failed(file, found)
+                    continue
+                table.add(file, found)
+                finished, seen = finished + 1, seen + 1
+                print(f"{file}: {found.label} {found.score:.3f}")
+                table.save(due=True)
+            for file in filter(is_video, todo):
+                task = progress.add_task(file.name, total=None)
+                try:
+                    frames = predictor.video(file, classes, top, every=args.every)
+                    count = table.add_video(file, progress.track(frames, task_id=task), args.every)
+                    finished, seen = finished + 1, seen + count
+                    print(f"{file}: {count} frames")
+                except UserError as error:
+                    failed(file, error)
+                progress.remove_task(task)
+                progress.advance(total)
+        except KeyboardInterrupt:
+            return _interrupted(progress, finished, len(todo))
+        finally:
+            table.save()
+    seconds = perf_counter() - started
+    if args.sheet:
+        table.draw()
+    took = f" in {seconds:.1f} s, {seen / seconds:.1f} images/s" if seen else ""
+    return _finish(finished, len(files) - len(todo), problems, took, args.out)
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _interrupted(progress: Progress, finished: int, count: int) -> int:
+    progress.stop()
+    print(
+        f"interrupted: {finished} done, {count - finished} left; run the same command again to go on",
+        file=sys.stderr,
+    )
+    return 130
+
+
+def _finish(finished: int, skipped: int, problems: list[str], took: str, out: Path) -> int:
+    parts = [f"{finished} done{took}"]
     parts += [f"{skipped} finished before (--overwrite does them again)"] if skipped else []
     parts += [f"{len(problems)} failed"] if problems else []
     print(f"{'; '.join(parts)}. Results are in {out}")

@@ -1,4 +1,4 @@
-"""Pictures of label maps: colours, contours and a legend that a person can read."""
+"""Pictures that a person can read: label maps with contours and a legend; sheets of labelled images."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Legend:
             pen.rectangle(box, fill=tuple(int(c) for c in colours[index]), outline=(60, 60, 60))
             share = _percent(float(areas[index]))
             room = step - 2.2 * self.size - self._length(" " + share)
-            name = self._fitting(self.names[index], room)
+            name = _fitting(self.names[index], room, self.size)
             ink = (20, 20, 20) if areas[index] else (150, 150, 150)
             middle = y + self.size / 2
             pen.text((x + 1.5 * self.size, middle), name, ink, _font(name, self.size), anchor="lm")
@@ -126,14 +126,43 @@ class Legend:
         return np.asarray(canvas)
 
     def _length(self, text: str) -> float:
-        return _font(text, self.size).getlength(text)
+        return _length(text, self.size)
 
-    def _fitting(self, name: str, room: float) -> str:
-        if self._length(name) <= room:
-            return name
-        while len(name) > 1 and self._length(name + "…") > room:
-            name = name[:-1]
-        return name + "…"
+
+def sheet(shown: Sequence[tuple[np.ndarray, str, float]], columns: int = 6) -> np.ndarray:
+    """One picture (h,w,3) uint8 of many: each image (H,W,3) uint8 over its label and its score in [0, 1]."""
+    side, margin, size = 160, 8, 15
+    cell, line = side + 2 * margin, round(size * 1.5)
+    rows, columns = math.ceil(len(shown) / columns), min(columns, len(shown))
+    high = cell + 2 * line
+    canvas = Image.new("RGB", (columns * cell, rows * high), "white")
+    pen = ImageDraw.Draw(canvas)
+    for place, (image, label, score) in enumerate(shown):
+        x, y = place % columns * cell + margin, place // columns * high + margin
+        scale = side / max(image.shape[:2])
+        width, height = (max(1, round(length * scale)) for length in image.shape[1::-1])
+        small = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        canvas.paste(small, (x + (side - width) // 2, y + side - height))
+        name, share = _fitting(label, side, size), _percent(score)
+        pen.text((x, y + side + line // 2), name, (20, 20, 20), _font(name, size), anchor="lm")
+        bottom = y + side + line + line // 2
+        pen.text((x, bottom), share, (120, 120, 120), _font(share, size), anchor="lm")
+        left, right = x + 4 * size, x + side
+        pen.rectangle([left, bottom - 3, right, bottom + 3], fill=(230, 230, 230))
+        pen.rectangle([left, bottom - 3, left + (right - left) * score, bottom + 3], fill=_FIRST[0])
+    return np.asarray(canvas)
+
+
+def _length(text: str, size: int) -> float:
+    return _font(text, size).getlength(text)
+
+
+def _fitting(name: str, room: float, size: int) -> str:
+    if _length(name, size) <= room:
+        return name
+    while len(name) > 1 and _length(name + "…", size) > room:
+        name = name[:-1]
+    return name + "…"
 
 
 def _percent(area: float) -> str:

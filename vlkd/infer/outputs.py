@@ -16,7 +16,7 @@ import numpy as np
 from vlkd.errors import UserError
 from vlkd.infer.draw import palette, picture
 from vlkd.infer.image_io import IMAGE_SUFFIXES, read_image, whole_file, write_image, write_labels
-from vlkd.infer.video import VIDEO_SUFFIXES, VideoFile, VideoWriter
+from vlkd.infer.video import VIDEO_SUFFIXES, VideoFile, VideoWriter, is_video
 
 if TYPE_CHECKING:
     from vlkd.infer.predictor import Predictor, Segmentation
@@ -31,7 +31,7 @@ class Job:
 
     @property
     def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEO_SUFFIXES
+        return is_video(self.source)
 
 
 def find_inputs(items: Sequence[str], out: Path) -> tuple[list[Path], list[str]]:

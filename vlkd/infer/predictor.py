@@ -5,25 +5,22 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from vlkd.errors import UserError
-from vlkd.infer.image_io import read_image, to_rgb
+from vlkd.infer.inputs import Classes, ImageLike, parse_classes, pixels_of, shortened, usable_device
 from vlkd.models.postprocess import semantic_map
 from vlkd.text.class_vectors import ClassVectors, TextEncoder
 from vlkd.text.names import nearest_hint
 from vlkd.text.templates import templates as template_set
-
-Classes: TypeAlias = str | Sequence[str]
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"
 
 _STRIDE = 32
 _LONGEST = 4  # long side over short side beyond which the scale follows the long side
@@ -89,7 +86,7 @@ class Predictor:
             raise UserError(
                 f"size {size} is too small: the student needs a short side of at least {_STRIDE} pixels"
             )
-        self.device, self.dtype = _device(device), dtype
+        self.device, self.dtype = usable_device(device), dtype
         self.student = student
         if isinstance(student, torch.nn.Module):
             student.eval().requires_grad_(False).to(self.device, dtype)
@@ -137,7 +134,7 @@ class Predictor:
         encoder.
         """
         names, vectors = self._vectors(classes)
-        pixels = _pixels(image)
+        pixels = pixels_of(image)
         class_logits, mask_logits = self._forward(pixels, vectors)
         with torch.inference_mode():
             found = semantic_map(
@@ -167,7 +164,7 @@ class Predictor:
     def outputs(self, image: ImageLike, classes: Classes | None = None) -> tuple[Tensor, Tensor]:
         """The student's class_logits (Q,K+1) and mask_logits (Q,h,w) of one image, before post-processing."""
         _, vectors = self._vectors(classes)
-        return self._forward(_pixels(image), vectors)
+        return self._forward(pixels_of(image), vectors)
 
     def video(
         self,
@@ -181,21 +178,14 @@ class Predictor:
         To change the words while it runs, give a function of the frame index that returns the list to use;
         each list is encoded once. Raises UserError as VideoFile and __call__ do.
         """
-        from vlkd.infer.video import VideoFile, prefetched
+        from vlkd.infer.video import every_nth
 
-        if every < 1:
-            raise UserError(f"every={every}: expected 1 or more")
         if not callable(classes):
             self._vectors(classes)
-        video = VideoFile(path)
-        chosen = ((i, frame) for i, frame in enumerate(video) if i % every == 0)
-        frames = prefetched(chosen)
-        try:
+        with closing(every_nth(path, every)) as frames:
             for index, frame in frames:
                 result = self(frame.image, classes(index) if callable(classes) else classes)
                 yield replace(result, frame=frame.image, time=frame.time)
-        finally:
-            frames.close()  # type: ignore[attr-defined]
 
     def _forward(self, pixels: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -261,57 +251,10 @@ class Predictor:
                 known = self.class_vectors.names
                 raise UserError(
                     f'"{name}" is not among the {len(known)} model classes{nearest_hint(name, known)}, '
-                    f"and it has no text encoder for new words: use its names ({_shortened(known)}), "
+                    f"and it has no text encoder for new words: use its names ({shortened(known)}), "
                     "or a bundle with text"
                 ) from None
         return torch.stack(rows)
-
-
-def parse_classes(classes: Classes) -> tuple[str, ...]:
-    """Class names of a list, or of a comma-separated string; "|" joins words of one class.
-
-    Raises UserError for an empty list, an empty name or word, a name that is not a string, and a name given
-    twice.
-    """
-    given = [c for c in classes.split(",") if c.strip()] if isinstance(classes, str) else list(classes)
-    if not given:
-        raise UserError('classes: the list is empty: name at least one, for example "car, tree, road"')
-    seen: dict[str, str] = {}
-    for name in given:
-        if not isinstance(name, str) or not all(word.strip(" _\t\n") for word in name.split("|")):
-            raise UserError(
-                f"classes: {name!r} is no class name: expected words, with | between those of one class"
-            )
-        folded = "|".join(" ".join(word.replace("_", " ").split()).casefold() for word in name.split("|"))
-        if folded in seen:
-            raise UserError(
-                f'classes: "{name.strip()}" and "{seen[folded]}" are the same class: name it once'
-            )
-        seen[folded] = name.strip()
-    return tuple(seen.values())
-
-
-def _pixels(image: ImageLike) -> Tensor:
-    """(3,H,W): uint8, or float in [0,1] where a tensor was given."""
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or not image.numel():
-            raise UserError(
-                f"image tensor {tuple(image.shape)} {image.dtype}: expected (3, H, W) float in [0, 1]"
-            )
-        if not (image.amin() >= -1e-3 and image.amax() <= 1 + 1e-3):
-            raise UserError(
-                "image tensor: values outside [0, 1] or not finite: divide by 255, do not normalise"
-            )
-        return image.float()
-    if isinstance(image, (str, os.PathLike)):
-        image = read_image(image)
-    elif isinstance(image, Image.Image):
-        image = to_rgb(image)
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"image of type {type(image).__name__}: expected a path, PIL image, array or tensor")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise UserError(f"image array {image.shape} {image.dtype}: expected (H, W, 3) uint8 RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _prompts(templates: str | Sequence[str]) -> tuple[str, ...]:
@@ -337,17 +280,3 @@ def _text_source(card: Mapping[str, Any], tensors: dict[str, Tensor]) -> Callabl
         return clip.build_clip(card["text"]["name"], card["text"].get("pretrained"))
 
     return fetch
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return chosen
-
-
-def _shortened(names: Sequence[str], most: int = 12) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f", and {rest} more" if rest > 0 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,11 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv"}
 )
 T = TypeVar("T")
+
+
+def is_video(path: Path) -> bool:
+    """Whether the suffix is that of a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 class Frame(NamedTuple):
@@ -156,6 +161,16 @@ def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     finally:
         closed.set()
         thread.join()
+
+
+def every_nth(path: str | os.PathLike[str], every: int = 1) -> Generator[tuple[int, Frame]]:
+    """Index and frame of a video's every n-th frame, decoded ahead; close it to end the decoding.
+
+    Raises UserError as VideoFile does, and for `every` below 1.
+    """
+    if every < 1:
+        raise UserError(f"every={every}: expected 1 or more")
+    yield from prefetched((i, frame) for i, frame in enumerate(VideoFile(path)) if i % every == 0)
 
 
 def _probe(path: Path) -> tuple[int | None, float, str]:

@@ -1,4 +1,4 @@
-"""How good: semantic and panoptic scores, as fractions in [0, 1]."""
+"""How good: semantic, panoptic and classification scores, as fractions in [0, 1]."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ _HOME = {
     "panoptic_quality": "panoptic",
     "PanopticCounts": "panoptic",
     "PanopticMetric": "panoptic",
+    "class_hits": "classification",
+    "accuracy": "classification",
+    "mean_per_class": "classification",
+    "shot_groups": "classification",
+    "harmonic_mean": "classification",
 }
 
 __all__ = list(_HOME)
