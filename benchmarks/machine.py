@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from datetime import date
+from vlkd.engine.records.machine import machine as facts
 
 
 def machine() -> str:
     """Cores, processor, Python and torch versions, date."""
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    found = facts()
     return (
-        f"Machine: {os.cpu_count()} cores, {device}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {date.today()}."
+        f"Machine: {found['cores']} cores, {found['device']}, Python {found['python']}, "
+        f"torch {found['torch']}, {found['date']}."
     )

@@ -53,6 +53,68 @@ class Toy(Distiller):
         return card, {f"student.{name}": value for name, value in self.student.state_dict().items()}
 
 
+class Graded(Toy):
+    """A teacher with a card; it knows every answer unless `wrong`."""
+
+    def __init__(
+        self,
+        weights: dict[str, float],
+        recorded: float | None = 1.0,
+        data: str = "toy_method.ToyData",
+        wrong: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(weights, **kwargs)
+        self.recorded, self.data = recorded, data
+        teacher = self.held("teacher")
+        sign = -1.0 if wrong else 1.0
+        teacher.weight.copy_(sign * torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]))
+        teacher.bias.zero_()
+
+    def teacher_record(self) -> dict[str, Any]:
+        scores = {} if self.recorded is None else {"accuracy": self.recorded}
+        return {"name": "oracle", "scores": scores, "data": self.data}
+
+    def score_teacher(self, loader: Any) -> dict[str, float]:
+        torch.rand(3)  # what a real one may draw must not reach the training
+        right = [self.held("teacher")(b["images"]).argmax(1) == b["labels"] for b in loader]
+        return {"accuracy": float(torch.cat(right).float().mean())}
+
+
+class Remembering(Toy):
+    """All that a step may change besides parameters: statistics, a bank, counters, an average, a log."""
+
+    def __init__(self, weights: dict[str, float], **kwargs: Any) -> None:
+        super().__init__(weights, **kwargs)
+        self.norm = nn.BatchNorm1d(4)
+        self.idle = nn.Linear(2, 3)
+        self.average = nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.register_buffer("bank", torch.zeros(8, 4))
+        self.plain = torch.zeros(2)
+        self.generator = torch.Generator().manual_seed(0)
+        self.steps = 0
+        self.history: list[float] = []
+        self.latest: dict[str, Tensor] = {"mean": torch.zeros(4)}
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        images = batch["images"]
+        batch["images"] = self.norm(images)
+        self.steps += 1
+        self.history.append(float(images.mean()))
+        with torch.no_grad():
+            self.average.lerp_(images.mean(0), 0.1)
+            self.bank = torch.cat([images, self.bank])[:8]
+            self.plain += torch.rand(2, generator=self.generator)
+            self.latest["mean"] += images.mean(0)
+        self.log("seen", float(self.steps))
+        losses = super().compute_losses(batch)
+        return losses | {"far": (batch["images"].mean(0) - self.bank.mean(0) - self.average).square().sum()}
+
+    def describe(self, batch: Any) -> list[dict[str, Any]]:
+        self.norm(batch["images"])
+        return [{"part": "student", "width": 8}, {"part": "teacher", "grid": "1x1"}]
+
+
 class Items(Dataset):
     def __init__(self, first: int, count: int) -> None:
         self.images = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))[first : first + count]

@@ -16,7 +16,10 @@ OVERRIDES = [
     ("--model.lr=abc", "model.init_args.lr: expected float, got 'abc'"),
     ("--model.weights.ce=x", "model.init_args.weights: expected float, got 'x'"),
     ("--data.batch_size=2.5", "data.init_args.batch_size: expected int, got '2.5'"),
-    ("--model.schedule=cosin", "model.init_args.schedule: expected Literal['cosine', 'poly', 'constant']"),
+    (
+        "--model.schedule=cosin",
+        "model.init_args.schedule: expected Literal['cosine', 'poly', 'step', 'constant']",
+    ),
     ("--seed_everything=x", "seed_everything: expected bool or int, got 'x'"),
     ("--model.class_path=toy_method.Toi", "model.class_path: no class 'toy_method.Toi'"),
     ("--trainer.accelerator=foo", "trainer: You selected an invalid accelerator"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import vlkd
 from vlkd.engine.bundle import load_bundle, save_bundle
 from vlkd.engine.cli import main
 from vlkd.engine.hub import Zoo, resolve
+from vlkd.models.classifier import build_classifier
 
 
 @pytest.fixture
@@ -60,3 +63,27 @@ def test_unknown_score_changes_nothing(zoo: Path, tmp_path: Path, capsys: pytest
     assert publish(bundle(tmp_path, 0.1), "accuracy") == 2
     assert "--score accuracy: the card has mIoU" in capsys.readouterr().err
     assert sorted(p.name for p in zoo.iterdir()) == ["manifest.yaml"]
+
+
+def test_a_classifier_is_published_and_classifies(zoo: Path, tmp_path: Path) -> None:
+    classifier = build_classifier("resnet8", 3).eval()
+    variance = next(value for name, value in classifier.named_buffers() if name.endswith("running_var"))
+    variance[0] = 1e6  # beyond float16
+    card = {
+        "kind": "classifier",
+        "name": "run",
+        "architecture": classifier.architecture,
+        "input_spec": classifier.spec.to_dict(),
+        "class_names": ["cat", "dog", "owl"],
+        "scores": {"score/accuracy": 0.5},
+    }
+    tensors = {f"student.{name}": value for name, value in classifier.state_dict().items()}
+    assert publish(save_bundle(tmp_path / "student.safetensors", card, tensors), "accuracy") == 0
+    entry = Zoo.open().entries["toy"]
+    assert (entry.kind, entry.input, entry.score) == ("classifier", "32x32", "accuracy 0.5000")
+    assert 0.4 < (entry.size or 0) / (tmp_path / "student.safetensors").stat().st_size < 0.8
+    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    found = vlkd.load("toy")(image)
+    with torch.no_grad():
+        logits = classifier(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0]
+    assert np.allclose(found.scores, logits.softmax(0)[found.indices.tolist()], atol=0.01)

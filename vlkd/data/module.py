@@ -121,6 +121,11 @@ class SegmentationModuleBase(L.LightningDataModule):
         assert self.train_dataset is not None, "setup() comes first"
         return Regions(self.train_dataset)
 
+    def val_regions(self) -> Regions:
+        """The same of the validation data, for a teacher to be scored on."""
+        assert self.val_dataset is not None, "setup() comes first"
+        return Regions(self.val_dataset)
+
     def train_dataloader(self) -> DataLoader:
         """Augmented crops in an order given by (seed, epoch); continues in mid-epoch after a resume."""
         assert self.train_dataset is not None, "setup() comes first"

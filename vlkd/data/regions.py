@@ -66,3 +66,10 @@ class Regions:
             sample = self.dataset[index]
             crops, kept = crop_regions(sample, size, masked=masked)
             yield [f"{sample.id}/{sample.info[k].id}" for k in kept], crops
+
+    def labelled(self, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Per sample: masked crops (M,3,*size) uint8 and their class indices (M,)."""
+        for index in range(len(self.dataset)):
+            sample = self.dataset[index]
+            crops, kept = crop_regions(sample, size)
+            yield crops, torch.tensor([sample.info[k].category for k in kept], dtype=torch.long)

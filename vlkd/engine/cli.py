@@ -1,4 +1,4 @@
-"""The console script `vlkd train|test|infer|zoo`; the tools/ scripts call the same functions."""
+"""The console script `vlkd train|test|infer|report|zoo`; the tools/ scripts call the same functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ USAGE = """usage: vlkd COMMAND ...
 
   train   train a student from a config, or continue a run
   test    score a bundle, or a run's checkpoint
-  infer   segment images and videos with your own words
+  infer   segment images and videos with your own words, or classify them
+  report  make a table and a picture of finished runs
   zoo     list, show, download and verify the ready-made models
 
 vlkd COMMAND --help tells more; vlkd --version shows the version.
@@ -56,8 +57,12 @@ def _run(command: str, words: list[str]) -> int:
         from vlkd.infer.cli import main as infer
 
         return infer(words)
+    if command == "report":
+        from vlkd.engine.records.report import report
+
+        return report(words)
     if command == "zoo":
         from vlkd.engine.zoo_cli import zoo
 
         return zoo(words)
-    raise UserError(f"{command}: unknown command; expected train, test, infer or zoo")
+    raise UserError(f"{command}: unknown command; expected train, test, infer, report or zoo")

@@ -106,18 +106,21 @@ class Experiment(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as problem:
             raise UserError(f"{self.shown_as}: trainer: {str(problem).strip().splitlines()[0]}") from None
 
-    def build(self, run: Path, stop: Stop) -> tuple[Trainer, Distiller, LightningDataModule]:
-        """All that training in the run folder needs; `stop` ends it."""
+    def build(
+        self, run: Path, stop: Stop, more: Sequence[Callback] = (), logged: bool = True
+    ) -> tuple[Trainer, Distiller, LightningDataModule]:
+        """All that training in the run folder needs; `stop` ends it, `more` are further callbacks."""
         data, method = self.build_data(), self.build_method()
         make_resumable(data)
         loggers = [
             CSVLogger(run, name="", version="", flush_logs_every_n_steps=20),
             TensorBoardLogger(run, name="", version="tensorboard"),
         ]
-        callbacks: list[Callback] = [ExactResume(), LastCheckpoint(run, stop)]
+        callbacks: list[Callback] = [ExactResume(), *more, LastCheckpoint(run, stop)]
         if self.config["trainer"]["enable_progress_bar"] is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else PlainProgress())
-        return self.build_trainer(callbacks, loggers, default_root_dir=str(run)), method, data
+        logger = loggers if logged else False
+        return self.build_trainer(callbacks, logger, default_root_dir=str(run)), method, data
 
 
 def fit(trainer: Trainer, method: Distiller, data: LightningDataModule, checkpoint: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+from torch import Tensor
 
 from vlkd.engine.bundle import bundle_name, load_bundle, save_bundle
 from vlkd.engine.download import sha256
@@ -18,7 +19,7 @@ _HEADER = """\
 
 
 def publish(bundle: Path, name: str, score: str, config: str, licence: str) -> Path:
-    """Write a bundle in half precision into the zoo, and its manifest entry in place of an older one.
+    """Write a bundle of any kind in half precision into the zoo, its manifest entry in place of an older one.
 
     Raises UserError when the card has no such score.
     """
@@ -27,7 +28,7 @@ def publish(bundle: Path, name: str, score: str, config: str, licence: str) -> P
     scores = {key.removeprefix("score/"): value for key, value in card.get("scores", {}).items()}
     if score not in scores:
         raise UserError(f"--score {score}: the card has {', '.join(scores) or 'no scores'}")
-    halves = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+    halves = {key: _half(value) for key, value in tensors.items()}
     path = zoo.folder / bundle_name(name, halves)
     save_bundle(path, {**card, "name": name, "licence": licence}, halves)
     entry = {
@@ -40,7 +41,7 @@ def publish(bundle: Path, name: str, score: str, config: str, licence: str) -> P
         "input": "x".join(map(str, card["input_spec"]["size"])),
         "score": f"{score} {scores[score]:.4f}",
         "config": config,
-        "command": card["command"],
+        "command": card.get("command", ""),
     }
     manifest = zoo.folder / "manifest.yaml"
     models = yaml.safe_load(manifest.read_text(encoding="utf-8"))["models"]
@@ -53,3 +54,9 @@ def publish(bundle: Path, name: str, score: str, config: str, licence: str) -> P
         if old != path:
             old.unlink(missing_ok=True)
     return path
+
+
+def _half(values: Tensor) -> Tensor:
+    """float16, except where it cannot hold the values: a running variance may exceed 65504."""
+    halved = values.half() if values.is_floating_point() else values
+    return halved if halved.isfinite().all() else values

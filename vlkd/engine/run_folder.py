@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from vlkd import __version__
 from vlkd.errors import UserError
 
+SEED_OPTIONS = ("--seed_everything", "--data.seed", "--data.init_args.seed")
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "open_clip_torch", "numpy", "safetensors")
 
 
@@ -63,8 +65,13 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_versions(path: Path, seed: int, command: str) -> None:
-    """Writes versions.json: what is needed to tell two runs apart; a resumed run keeps its first command."""
+def write_versions(
+    path: Path, seed: int, command: str, config: Path | None = None, overrides: Sequence[str] = ()
+) -> None:
+    """Writes versions.json: what is needed to tell two runs apart.
+
+    A resumed run keeps its first command and config, and adds to its overrides.
+    """
     facts: dict[str, Any] = {
         "vlkd": __version__,
         "python": platform.python_version(),
@@ -76,9 +83,12 @@ def write_versions(path: Path, seed: int, command: str) -> None:
         except metadata.PackageNotFoundError:
             facts[package] = None
     facts |= {"seed": seed, "git": git_state(), "command": command}
+    if config is not None:
+        facts |= {"config": os.fspath(config), "overrides": list(overrides)}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         facts |= {"command": before["command"], "resumed": [*before.get("resumed", []), command]}
+        facts |= {"overrides": [*before.get("overrides", []), *overrides]} if config is not None else {}
     write_text(path, json.dumps(facts, indent=2) + "\n")
 
 
@@ -103,6 +113,18 @@ def git_state() -> dict[str, Any] | None:
 def first_command(path: Path) -> str:
     """The command that began the run of a versions.json."""
     return str(json.loads(path.read_text(encoding="utf-8"))["command"])
+
+
+def first_config(path: Path) -> Path | None:
+    """The config that began the run of a versions.json; None where there is none yet or it does not tell."""
+    config = json.loads(path.read_text(encoding="utf-8")).get("config") if path.is_file() else None
+    return Path(config) if config else None
+
+
+def all_overrides(path: Path) -> list[str]:
+    """What the command lines of a run set differently from its config, but for the seed."""
+    words = json.loads(path.read_text(encoding="utf-8")).get("overrides", [])
+    return [word for word in words if word.split("=")[0] not in SEED_OPTIONS]
 
 
 def command_line() -> str:

@@ -121,7 +121,7 @@ def _report(
     scores: dict[str, float],
 ) -> None:
     from vlkd.engine.download import sha256
-    from vlkd.engine.report import print_scores
+    from vlkd.engine.records.scores import print_scores
     from vlkd.engine.run_folder import command_line, write_text, write_versions
 
     stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -1,9 +1,9 @@
-"""Distiller, what every method shares: teachers outside the checkpoint, named losses, AdamW, bundle."""
+"""Distiller, what every method shares: teachers outside the checkpoint, named losses, optimiser, bundle."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +16,8 @@ from torch.utils.data.distributed import DistributedSampler
 from vlkd.errors import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
-Schedule = Literal["cosine", "poly", "constant"]
+Schedule = Literal["cosine", "poly", "step", "constant"]
+Optimizer = Literal["adamw", "sgd"]
 
 
 class Distiller(LightningModule):
@@ -24,11 +25,15 @@ class Distiller(LightningModule):
 
     Args:
         weights: factor of each loss by name; the names must be exactly those that `compute_losses` returns.
-        lr: peak learning rate of AdamW.
-        weight_decay: decay of weight matrices; norms, biases and other vectors have none.
+        lr: peak learning rate.
+        weight_decay: with AdamW of weight matrices only (norms, biases and other vectors have none), with SGD
+        of everything, as the recipes of each have it.
         warmup_steps: optimiser steps of linear warm-up.
         backbone_lr_scale: factor of `lr` for what `parameter_groups` calls "backbone".
-        schedule: course of the learning rate after the warm-up, down to zero unless constant.
+        schedule: course of the learning rate after the warm-up: down to zero (cosine, poly), a tenth after
+        each milestone (step), or constant.
+        optimizer: adamw, or sgd with Nesterov momentum 0.9.
+        milestones: of the schedule "step", as fractions of the run.
     """
 
     def __init__(
@@ -39,6 +44,8 @@ class Distiller(LightningModule):
         warmup_steps: int = 0,
         backbone_lr_scale: float = 1.0,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
+        milestones: Sequence[float] = (0.625, 0.75, 0.875),
     ) -> None:
         super().__init__()
         self.weights = dict(weights)
@@ -47,6 +54,8 @@ class Distiller(LightningModule):
         self.warmup_steps = warmup_steps
         self.backbone_lr_scale = backbone_lr_scale
         self.schedule = schedule
+        self.optimizer = optimizer
+        self.milestones = tuple(milestones)
         self.scored_at = -1  # optimiser step of the weights that were scored last
         self._held: dict[str, nn.Module] = {}
 
@@ -69,6 +78,20 @@ class Distiller(LightningModule):
         """Trainable parameters by group; the group "backbone" learns at `lr * backbone_lr_scale`."""
         return {"all": self.parameters()}
 
+    # --- what the run checks before it trains -------------------------------------------------------------
+
+    def teacher_record(self) -> dict[str, Any] | None:
+        """{"name", "scores", "data", "validation"} of the teacher's card (see `recorded`), or None."""
+        return None
+
+    def score_teacher(self, loader: Iterable[Any]) -> dict[str, float]:
+        """The teacher's scores on validation batches, named as in its card; empty where it has none."""
+        return {}
+
+    def describe(self, batch: Any) -> list[dict[str, Any]]:
+        """Rows for the dry run's table of features: part, widths, grids; values are shown as they are."""
+        return []
+
     # --- teachers ------------------------------------------------------------------------------------------
 
     def hold(self, name: str, module: Module) -> Module:
@@ -83,6 +106,10 @@ class Distiller(LightningModule):
     def held(self, name: str) -> Any:
         """The module given to `hold` under that name."""
         return self._held[name]
+
+    def held_names(self) -> list[str]:
+        """Names of what was given to `hold`."""
+        return list(self._held)
 
     def _place_held(self) -> None:
         for module in self._held.values():
@@ -154,18 +181,21 @@ class Distiller(LightningModule):
         return place >= len(sampler.dataset)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
-        """AdamW over `parameter_groups`, learning rate by step."""
+        """The optimiser over `parameter_groups`, learning rate by step."""
         groups = []
         for name, parameters in self.parameter_groups().items():
             rate = self.lr * (self.backbone_lr_scale if name == "backbone" else 1.0)
             trainable = [parameter for parameter in parameters if parameter.requires_grad]
-            for decay, members in (
-                (self.weight_decay, [p for p in trainable if p.ndim > 1]),
-                (0.0, [p for p in trainable if p.ndim <= 1]),
-            ):
+            decays = [p for p in trainable if p.ndim > 1 or self.optimizer == "sgd"]
+            others = [p for p in trainable if p.ndim <= 1 and self.optimizer != "sgd"]
+            for decay, members in ((self.weight_decay, decays), (0.0, others)):
                 if members:
                     groups.append({"params": members, "lr": rate, "weight_decay": decay})
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.lr)
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -175,7 +205,8 @@ class Distiller(LightningModule):
                 "trainer.max_steps (max_time alone does not tell), or schedule=constant without warm-up"
             )
         course = LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, steps, self.warmup_steps, self.schedule)
+            optimizer,
+            lambda step: learning_rate_factor(step, steps, self.warmup_steps, self.schedule, self.milestones),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": course, "interval": "step"}}
 
@@ -231,14 +262,24 @@ class Distiller(LightningModule):
             tensor.copy_(tensors[name])
 
 
-def learning_rate_factor(step: int, steps: float, warmup: int, schedule: Schedule) -> float:
-    """Factor of the peak rate at `step` of `steps`: linear warm-up, then cosine, poly (0.9) or constant."""
+def learning_rate_factor(
+    step: int, steps: float, warmup: int, schedule: Schedule, milestones: Sequence[float] = ()
+) -> float:
+    """Factor of the peak rate at `step` of `steps`: warm-up, then the schedule (poly has power 0.9)."""
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
+    if schedule == "step":
+        return float(0.1 ** sum(step >= milestone * steps for milestone in milestones))
     progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
     return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else float((1 - progress) ** 0.9)
+
+
+def recorded(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What the teacher gate needs of a teacher's card: name, scores and what they were measured on."""
+    keys = ("scores", "data", "validation")
+    return {"name": card.get("name", "teacher"), **{key: card[key] for key in keys if key in card}}
 
 
 def batch_size(batch: Any) -> int:

@@ -82,6 +82,15 @@ class CLIP(Distiller):
             same = (text @ text.T) > 1 - 1e-6
         return {"contrastive": clip_loss(image, text, self.model.logit_scale.exp(), same)}
 
+    def describe(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Inputs and width of the two halves."""
+        spec, ids = self.tower.spec, self.tower.tokenizer(batch["captions"][:1])
+        given, own = ("x".join(map(str, size)) for size in (batch["images"].shape[-2:], spec.size))
+        return [
+            {"part": "image", "given": given, "input": own, "width": spec.width},
+            {"part": "text", "input": f"{ids.shape[1]} tokens", "width": spec.width},
+        ]
+
     def _of_all_processes(self, vectors: Tensor) -> Tensor:
         """(B,D) of each of W processes -> (W B,D), with gradients."""
         gathered: Any = self.all_gather(vectors, sync_grads=True)

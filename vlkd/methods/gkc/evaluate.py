@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vlkd.metrics import confusion_matrix, miou
+from vlkd.models.clip import CLIPTower
 from vlkd.models.postprocess import semantic_labels
 from vlkd.models.segmentor import Prediction, Segmentor
 from vlkd.text import ClassVectors
@@ -54,3 +55,28 @@ class Evaluation:
                 found[f"mIoU_seen{name}"] = float(miou(matrix, self.seen))
                 found[f"mIoU_unseen{name}"] = float(miou(matrix, self.unseen))
         return found
+
+
+class LabelledRegions(Protocol):
+    """What a data module's val_regions() gives (vlkd.data.regions.Regions)."""
+
+    def labelled(self, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def region_accuracy(
+    teacher: CLIPTower, vectors: Tensor, regions: LabelledRegions, limit: int = 2000
+) -> dict[str, float]:
+    """{"accuracy"} of naming masked regions by the nearest of the class vectors (K,D); empty without regions.
+
+    limit: how many regions, the first ones; enough to tell a wrong teacher in seconds on a CPU.
+    """
+    device = next(teacher.parameters()).device
+    right = total = 0
+    for crops, labels in regions.labelled(teacher.spec.size):
+        if len(crops):
+            embeddings = teacher.encode_image(crops.to(device).float() / 255)
+            right += int(((embeddings @ vectors.to(device).T).argmax(1).cpu() == labels).sum())
+            total += len(labels)
+        if total >= limit:
+            break
+    return {"accuracy": right / total} if total else {}

@@ -10,14 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkd.engine.bundle import load_bundle
+from vlkd.engine.bundle import load_bundle, read_card
+from vlkd.engine.hub import resolve
 from vlkd.errors import UserError
 from vlkd.losses.contrastive import grounding_loss
 from vlkd.losses.relation import text_guided_kd
-from vlkd.methods.base import Distiller, Schedule
+from vlkd.methods.base import Distiller, Schedule, recorded
 from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, over_void
 from vlkd.methods.gkc.diversify import ClassList, Diversification, WordTable
-from vlkd.methods.gkc.evaluate import Evaluation
+from vlkd.methods.gkc.evaluate import Evaluation, region_accuracy
 from vlkd.methods.gkc.regions import RegionBank, RegionSource
 from vlkd.models.clip import CLIPTower, build_clip, text_from_card
 from vlkd.models.segmentor import Prediction, Segmentor
@@ -110,6 +111,7 @@ class GKC(Distiller):
                     f"the teacher {teacher} has text vectors of width {tower.spec.width}"
                 )
             self.hold("text", tower)
+        self.teacher_name = teacher or ""
         self.template_set, self.caption_words = template_set, caption_words
         self.criterion = criterion or MaskCriterion()
         self._build_kd_heads(width)
@@ -186,6 +188,30 @@ class GKC(Distiller):
     def encode(self, names: Iterable[str]) -> ClassVectors:
         """Class vectors of the teacher's text half, read from the cache where they were built before."""
         return ClassVectors.build(list(names), self.held("text"), templates(self.template_set), cache=True)
+
+    def teacher_record(self) -> dict[str, Any] | None:
+        """The card of a teacher that is a bundle; of others the name alone."""
+        if "teacher" not in self.held_names():
+            return None
+        try:
+            return recorded(read_card(resolve(self.teacher_name)))
+        except UserError:
+            return {"name": self.teacher_name}
+
+    def score_teacher(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Accuracy of naming the first validation regions; none where its image half is not used."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        used = self.kd.form != "none" or self.diversify.mode == "thresRand"
+        if not used or not hasattr(data, "val_regions"):
+            return {}
+        return region_accuracy(self.held("teacher"), self.vectors.vectors, data.val_regions())
+
+    def describe(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Inputs, widths and grids of student and teacher."""
+        last, spec = self.student(batch["images"], valid_mask(batch))[-1], self.held("teacher").spec
+        student = {"part": "student", "input": _size(batch["images"]), "width": last.embeddings.shape[-1]}
+        student |= {"queries": last.embeddings.shape[1], "mask grid": _size(last.mask_logits)}
+        return [student, {"part": "teacher", "input": "x".join(map(str, spec.size)), "width": spec.width}]
 
     # --- training ------------------------------------------------------------------------------------------
 
@@ -363,3 +389,7 @@ def valid_mask(batch: dict[str, Any]) -> Tensor | None:
     rows = torch.arange(height, device=sizes.device)[None, :, None] < sizes[:, :1, None]
     columns = torch.arange(width, device=sizes.device)[None, None] < sizes[:, 1:, None]
     return rows & columns
+
+
+def _size(maps: Tensor) -> str:
+    return "x".join(map(str, maps.shape[-2:]))
