@@ -24,6 +24,11 @@ _HOME = {
     "WorldSegmentationData": "world_module",
     "WorldCaptionData": "world_module",
     "CaptionData": "world_module",
+    "ClassificationModuleBase": "images.module",
+    "ClassificationData": "images.module",
+    "WorldClassificationData": "images.world",
+    "WebData": "images.web",
+    "WorldWebData": "images.web",
 }
 
 __all__ = list(_HOME)
