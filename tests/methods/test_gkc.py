@@ -184,6 +184,23 @@ def test_teacher_sees_each_region_once(tmp_path: Path, monkeypatch: pytest.Monke
 # --- losses ------------------------------------------------------------------------------------------------
 
 
+def test_the_teacher_is_scored_on_validation_regions() -> None:
+    method, scenes = make(kd=KDOptions()), data()
+    trainer(max_steps=1).fit(method, datamodule=scenes)
+    teacher, vectors = method.held("teacher"), method.vectors.vectors
+    assert scenes.val_dataset is not None
+    cropped = [(sample, *crop_regions(sample, teacher.spec.size)) for sample in scenes.val_dataset]
+    labels = torch.tensor([sample.info[k].category for sample, _, kept in cropped for k in kept])
+    images = torch.cat([crops for _, crops, _ in cropped]).float() / 255
+    with torch.no_grad():
+        right = (teacher.encode_image(images) @ vectors.T).argmax(1) == labels
+        assert method.score_teacher(()) == {"accuracy": pytest.approx(float(right.float().mean()))}
+    assert len(labels) > 10
+    assert method.teacher_record() == {"name": "vlkd-clip-m"}
+    method.kd, method.diversify = KDOptions(form="none"), DiversifyOptions(mode="none")
+    assert method.score_teacher(()) == {}  # its image half is not used
+
+
 def test_sub_sampled_regions_stay_in_order() -> None:
     torch.manual_seed(0)
     matches = Matches(torch.arange(50) // 10, torch.arange(50), torch.arange(50) % 10)
