@@ -31,6 +31,30 @@ data:
   class_path: vlkd.data.WorldSegmentationData
   init_args: {train_scenes: 8, val_scenes: 2, size: [64, 64], batch_size: 4, scale: [0.8, 1.2]}
 """
+CLASSIFIER = """
+model:
+  class_path: vlkd.methods.{path}
+  init_args:
+    student: resnet8
+    teacher: resnet8
+    teacher_arguments: {{}}
+    num_classes: 34
+    image_size: 16
+    weights: {weights}
+    options: {options}
+data:
+  class_path: vlkd.data.WorldClassificationData
+  init_args: {{train_images: 48, val_images: 8, size: 16, batch_size: 8}}
+"""
+KD = CLASSIFIER.format(
+    path="kd.KD", weights="{ce: 1.0, kd: 1.0, crd: 0.8}", options="{crd: {negatives: 8, width: 8}}"
+)
+TRG = CLASSIFIER.format(
+    path="trg.TRG", weights="{ce: 1.0, trg_local: 100.0, trg_global: 2.0, trg_contextual: 25.0}", options="{}"
+)
+ND = CLASSIFIER.format(path="nd.ND", weights="{ce: 1.0, kd: 1.0, nd: 2.0}", options="{}").replace(
+    "num_classes: 34", "num_classes: 34\n    missing_classes: skip"
+)
 TRAINER = "trainer: {max_epochs: 2, accelerator: cpu, enable_model_summary: false, gradient_clip_val: 1.0}"
 
 
@@ -40,6 +64,9 @@ TRAINER = "trainer: {max_epochs: 2, accelerator: cpu, enable_model_summary: fals
         pytest.param(CLIP, 3, id="clip, in the first epoch"),
         pytest.param(CLIP, 6, id="clip, after a validation"),
         pytest.param(GKC, 3, id="gkc, after a validation"),
+        pytest.param(KD, 4, id="kd with a memory, in the first epoch"),
+        pytest.param(ND, 6, id="nd, after a validation"),
+        pytest.param(TRG, 8, id="trg, in the second epoch"),
     ],
 )
 def test_methods_resume_exactly(text: str, step: int, tmp_path: Path) -> None:

@@ -14,12 +14,17 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
+from toy_pool import tiny
 
 from vlkd.data import ClassificationData, WebData, WorldClassificationData, WorldWebData
 from vlkd.data.images.device import DeviceLoader
 from vlkd.data.images.module import ClassificationModuleBase
 from vlkd.data.loader import ResumableLoader
+from vlkd.engine.bundle import save_bundle
 from vlkd.errors import UserError
+from vlkd.methods.kd3 import KD3
+from vlkd.methods.kd3.mix import ContrastOptions
+from vlkd.methods.kd3.selection import SelectionOptions
 
 COUNT = 22  # images in the pool that can be read
 
@@ -76,7 +81,9 @@ def test_the_pool_without_what_is_broken(
     assert data.pool_size == COUNT and data.names == ("ant", "bee", "cow")
     loader = data.train_dataloader()
     batches = list(loader)
-    assert isinstance(loader, kind) and [len(b["labels"]) for b in batches] == [4] * 5 + [2] and len(loader) == 6
+    assert (
+        isinstance(loader, kind) and [len(b["labels"]) for b in batches] == [4] * 5 + [2] and len(loader) == 6
+    )
     assert batches[0]["images"].shape == (4, 3, 16, 16) and batches[0]["images"].dtype == torch.float32
     assert set(joined(batches, "labels").tolist()) == {-1}
     indices = joined(batches, "indices")
@@ -100,7 +107,9 @@ def test_only_kept_images_train(root: Path, pipeline: str) -> None:
         assert sorted(joined(batches, "indices").tolist()) == kept
         assert torch.equal(shown(batches), joined(batches, "indices"))
     assert torch.equal(joined(data.train_pass(False), "indices"), torch.arange(COUNT)), "a pass sees all"
-    assert sorted(joined(data.train_dataloader(), "indices").tolist()) == [1, 2], "a new loader keeps them too"
+    assert sorted(joined(data.train_dataloader(), "indices").tolist()) == [1, 2], (
+        "a new loader keeps them too"
+    )
     data.keep(None)
     assert sorted(joined(data.train_dataloader(), "indices").tolist()) == list(range(COUNT))
 
@@ -138,8 +147,8 @@ def test_a_resumed_loader_goes_on_with_what_was_kept(root: Path, pipeline: str) 
 @pytest.mark.parametrize("pipeline", ["device", "loader"])
 def test_a_pass_in_the_pools_order(root: Path, pipeline: str) -> None:
     data = module(root, pipeline=pipeline)
-    plain, first, again, later = (list(data.train_pass(*how)) for how in ((False,), (True,), (True,), (True, 1)))
-    for batches in (plain, first, later):
+    for how in ((False,), (True,), (True, 1)):
+        batches = list(data.train_pass(*how))
         assert [len(b["labels"]) for b in batches] == [7, 7, 7, 1]
         assert torch.equal(joined(batches, "indices"), torch.arange(COUNT))
         assert torch.equal(shown(batches), torch.arange(COUNT)) and (joined(batches, "labels") == -1).all()
@@ -147,7 +156,7 @@ def test_a_pass_in_the_pools_order(root: Path, pipeline: str) -> None:
 
 @pytest.mark.parametrize("pipeline", ["device", "loader"])
 def test_augmentation_of_passes_and_of_training(root: Path, pipeline: str) -> None:
-    ramp = np.tile(np.arange(24, dtype=np.uint8)[:, None, None] * 10, (1, 30, 3)) + np.arange(30, dtype=np.uint8)[:, None]
+    ramp = np.add.outer(10 * np.arange(24), np.arange(30))[..., None].repeat(3, 2).astype(np.uint8)
     (root / "ramps").mkdir()
     for k in range(4):
         Image.fromarray(ramp).save(root / "ramps" / f"{k}.png")
@@ -158,7 +167,9 @@ def test_augmentation_of_passes_and_of_training(root: Path, pipeline: str) -> No
     assert torch.equal(plain[0], plain[1]) and not torch.equal(first[0], first[1])
     assert torch.equal(first, again) and not torch.equal(first, later)
     batch = next(iter(data.train_dataloader()))
-    assert not torch.equal(batch["images"], first[batch["indices"]]), "selection sees other crops than training"
+    assert not torch.equal(batch["images"], first[batch["indices"]]), (
+        "selection sees other crops than training"
+    )
     whole = module(root, pool=[str(root / "ramps")], pipeline=pipeline, scale=(1.0, 1.0), flip=0.0)
     assert torch.allclose(joined(whole.train_pass(True), "images")[0].mean(), plain[0].mean(), atol=0.05)
 
@@ -170,7 +181,13 @@ def test_limit_and_fingerprints(root: Path) -> None:
     assert len(set(shown(batches).tolist())) == few.pool_size
     prints = [
         d.train_fingerprint()
-        for d in (few, other, module(root, scale=(0.5, 1.0)), module(root, pipeline="loader"), module(root, size=8))
+        for d in (
+            few,
+            other,
+            module(root, scale=(0.5, 1.0)),
+            module(root, pipeline="loader"),
+            module(root, size=8),
+        )
     ]
     assert len(set(prints)) == 5 and same.train_fingerprint() == prints[0]
 
@@ -202,7 +219,11 @@ def test_faults_are_one_line(root: Path) -> None:
             module(root, **options)
         assert "\n" not in str(caught.value)
     data = module(root)
-    for kept, message in (([0, COUNT], f"image {COUNT} of a pool of {COUNT}"), ([-1, 3], "image -1"), ([], "no image")):
+    for kept, message in (
+        ([0, COUNT], f"image {COUNT} of a pool of {COUNT}"),
+        ([-1, 3], "image -1"),
+        ([], "no image"),
+    ):
         with pytest.raises(UserError, match=message):
             data.keep(torch.tensor(kept, dtype=torch.int64))
     assert len(data.train_dataloader()) == 6, "what is refused changes nothing"
@@ -215,7 +236,12 @@ def test_a_pool_of_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert data.pool_size == 30 and data.names == private.names and len(data.names) == 34
     assert private.train_dataset is None, "private training images are never opened"
     batches = list(data.train_dataloader())
-    assert [len(b["labels"]) for b in batches] == [8, 8, 8, 6] and batches[0]["images"].shape == (8, 3, 16, 16)
+    assert [len(b["labels"]) for b in batches] == [8, 8, 8, 6] and batches[0]["images"].shape == (
+        8,
+        3,
+        16,
+        16,
+    )
     assert len(joined(data.val_dataloader(), "labels")) == 8
     other = WorldWebData(private, images=30, size=16, world_seed=2)
     other.setup("fit")
@@ -245,12 +271,49 @@ def test_jsonargparse_sees_every_argument(root: Path) -> None:
         parser.parse_args([*arguments, "--data.flipp=0.1"])
 
 
-class Choose(Callback):
-    """Keeps another third of the pool in every epoch, before Lightning asks for the loader again."""
+class Watch(Callback):
+    """Which images each epoch trained on, and which were kept for it."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.keep(torch.arange(trainer.current_epoch % 3, COUNT, 3))
+    def __init__(self) -> None:
+        self.used: dict[int, list[int]] = {}
+        self.kept: dict[int, list[int]] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        kept = trainer.datamodule._kept  # type: ignore[attr-defined]
+        self.used.setdefault(trainer.current_epoch, []).extend(batch["indices"].tolist())
+        self.kept[trainer.current_epoch] = kept.tolist()
+
+
+def teacher(folder: Path) -> str:
+    """A network that knows the private class names, with random weights."""
+    torch.manual_seed(3)
+    network = tiny(3, first=8, second=16)
+    card = {
+        "kind": "classifier",
+        "name": "t",
+        "architecture": network.architecture,
+        "class_names": ["ant", "bee", "cow"],
+    }
+    tensors = {f"student.{name}": tensor for name, tensor in network.state_dict().items()}
+    return str(save_bundle(folder / "t.safetensors", card, tensors))
+
+
+@pytest.mark.parametrize("pipeline", ["device", "loader"])
+def test_kd3_trains_on_what_it_keeps(root: Path, pipeline: str) -> None:
+    torch.manual_seed(0)
+    options = SelectionOptions(p_cutoff=0.4)
+    method = KD3(student=tiny(3), teacher=teacher(root), contrast=ContrastOptions(width=8), selection=options)
+    watch = Watch()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=root, callbacks=[watch], num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(method, datamodule=module(root, pipeline=pipeline))
+    assert {e: sorted(i) for e, i in watch.used.items()} == watch.kept and len(watch.kept) == 4
+    assert any(len(kept) < COUNT for kept in watch.kept.values())
+    assert "score/accuracy" in trainer.callback_metrics
 
 
 CONFIG = """
@@ -261,7 +324,7 @@ model:
     teacher: TEACHER
     image_size: 16
     contrast: {width: 8}
-    selection: {p_cutoff: 0.3}
+    selection: {p_cutoff: 0.4}
     lr: 0.1
 data:
   class_path: vlkd.data.WebData
@@ -276,3 +339,31 @@ data:
       init_args: {root: PRIVATE, image_size: 16, num_workers: 0}
 trainer: {max_epochs: 4, accelerator: cpu, enable_model_summary: false}
 """
+
+
+@pytest.mark.parametrize(("pipeline", "step"), [("device", 3), ("device", 7), ("loader", 7), ("loader", 9)])
+def test_an_interrupted_run_is_resumed_exactly(root: Path, tmp_path: Path, pipeline: str, step: int) -> None:
+    words = {
+        "POOL": root / "pool",
+        "PRIVATE": root / "private",
+        "PIPELINE": pipeline,
+        "TEACHER": teacher(root),
+    }
+    text = textwrap.dedent(CONFIG)
+    for word, value in words.items():
+        text = text.replace(word, str(value))
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    assert_resume_is_exact(config, tmp_path, step)
+
+
+@pytest.mark.realdata
+def test_the_shared_packs_as_a_pool(shared_data: Path) -> None:
+    private = ClassificationData(str(shared_data / "cifar10.npz"), "cifar10", val_limit=50)
+    packs = [str(shared_data / name) for name in ("imagenet1k_sample.npz", "caltech101_subset.npz")]
+    data = WebData(packs, private, num_workers=0, limit=300)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert data.pool_size == 300 and len(batches) == 3 and batches[0]["images"].shape == (128, 3, 32, 32)
+    assert 0.3 < float(joined(batches, "images").mean()) < 0.6
+    assert len(joined(data.val_dataloader(), "labels")) == 50

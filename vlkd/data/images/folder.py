@@ -47,7 +47,7 @@ def open_folder(
     files: list[str] = []
     labels: list[int] = []
     for name in own:
-        found = images_below(folder / name)
+        found = _images_below(folder / name)
         if not found:
             raise UserError(
                 f"{folder / name}: no images in this class folder; expected "
@@ -125,7 +125,7 @@ def _lines(path: Path, classes: int | None) -> list[tuple[str, int]]:
     return found
 
 
-def images_below(folder: Path) -> list[str]:
+def _images_below(folder: Path) -> list[str]:
     """Sorted paths of the images below a folder, relative to it."""
     found = os.walk(folder, followlinks=True)
     paths = (os.path.join(place, name) for place, _, names in found for name in names)

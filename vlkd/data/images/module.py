@@ -185,24 +185,24 @@ class ClassificationModuleBase(L.LightningDataModule):
         """The validation images."""
         return self.val_dataloader()
 
-    def train_pass(self, augmented: bool, epoch: int = 0) -> Iterator[Batch]:
+    def train_pass(self, augmented: bool) -> Iterator[Batch]:
         """Each training image once, in the data set's order, in batches of val_batch_size.
 
-        Augmented images are those of `epoch`, in every pass. On several processes all see all.
+        Augmented images are those of the first epoch, in every pass. On several processes all see all.
         """
         data = self.train_dataset
         assert data is not None, "setup() comes first"
         if self._uses_device(data):
             images = self._images("train")
             device = images.images.device
-            draws = self.augment.draws(len(images), self.seed, epoch).to(device) if augmented else None
+            draws = self.augment.draws(len(images), self.seed, epoch=0).to(device) if augmented else None
             for indices in torch.arange(len(images), device=device).split(self.val_batch_size):
                 yield augmented_batch(images, indices, self.augment, draws)
             return
         loading = {**self._loading(), "persistent_workers": False, "generator": torch.Generator()}
         if augmented:
             samples: Any = TrainImages(data, self._file_augment(data), self.seed)
-            order: list[Any] = [(epoch, i) for i in range(len(data))]
+            order: list[Any] = [(0, i) for i in range(len(data))]
         else:
             samples = EvalImages(data, self._side(data), self.val_crop)
             order = [(i, False) for i in range(len(data))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch.utils.data import DataLoader
 from vlkd.cache import cache_folder, cache_key, store
 from vlkd.data.files import IMAGE_SUFFIXES
 from vlkd.data.images.files import FileImages, centre
-from vlkd.data.images.folder import images_below
 from vlkd.data.images.shards import ShardImages, decode_image
 from vlkd.errors import UserError
 
@@ -116,7 +116,7 @@ def open_source(name: str | Path) -> Source:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        files = images_below(path)
+        files = _images_below(path)
         if not files:
             raise UserError(f"{path}: no images here or below; expected {', '.join(IMAGE_SUFFIXES)} files")
         return FileImages(path, files, torch.full((len(files),), -1), ())
@@ -130,6 +130,12 @@ def open_source(name: str | Path) -> Source:
         f"{name}: no such pool; expected a folder of images, shards such as pool-{{000..009}}.tar, "
         "or an .npz pack"
     )
+
+
+def _images_below(folder: Path) -> list[str]:
+    found = os.walk(folder, followlinks=True)
+    paths = (os.path.join(place, name) for place, _, names in found for name in names)
+    return sorted(os.path.relpath(path, folder) for path in paths if path.lower().endswith(IMAGE_SUFFIXES))
 
 
 def open_pool(names: Sequence[str | Path]) -> MergedPool:
@@ -179,5 +185,7 @@ def _decode(pool: Source, size: int | None, numbers: list[int]) -> tuple[Tensor,
         good.append(number)
         images.append(image[0, 0, :0] if size is None else centre(image, size, 1).transpose(2, 0, 1))
     shape = (0, 0) if size is None else (0, 3, size, size)
-    pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
+    pixels = (
+        torch.from_numpy(np.stack(images)).contiguous() if images else torch.empty(shape, dtype=torch.uint8)
+    )
     return pixels, torch.tensor(good, dtype=torch.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from vlkd.data.loader import EpochSampler, ResumableLoader
 from vlkd.data.world_module import render_captioned
 from vlkd.errors import UserError
 
-_PASS = 1 << 31  # epochs of train_pass, whose augmentation is another than that of training
+_PASS = 1 << 64  # between the seeds of train_pass, in each epoch another, and of training
 
 
 class WebData(ClassificationModuleBase):
@@ -152,7 +153,9 @@ class WebData(ClassificationModuleBase):
         """
         if epoch is None:
             epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        return super().train_pass(augmented, _PASS + epoch)
+        other = copy(self)
+        other.seed = self.seed + _PASS * (1 + epoch)
+        return ClassificationModuleBase.train_pass(other, augmented)
 
     def _decoded(self, pool: ImageDataset) -> ImageDataset:
         """The images of the pool that can be decoded, as pixels for the device pipeline."""
