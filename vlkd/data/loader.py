@@ -137,7 +137,7 @@ class Resumable:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after `batches` batches of `epoch`; the items stay as chosen where the state names none."""
+        """Continue after `batches` batches of `epoch`; with the same items where the state names none."""
         self._restored = (state["epoch"], state["batches"])
         self._running, self._chosen = state.get("indices", (self._chosen, self._chosen))
         self.sampler.restrict(self._running if state["batches"] else self._chosen)

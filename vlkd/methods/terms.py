@@ -116,6 +116,7 @@ class VIDTerm(Term):
 
     def forward(self, pair: Pair) -> Tensor:
         values = []
+        regressor: Any
         for regressor, student, teacher in zip(self.regressors, *maps_of(pair), strict=True):
             student, teacher = same_grid(student, teacher)
             values.append(losses.vid(regressor(student), teacher, regressor.log_scale))
@@ -128,7 +129,7 @@ class ReviewTerm(Term):
     def __init__(self, pair: Pair, width: int | None = None) -> None:
         super().__init__()
         student, teacher = self._levels(pair)
-        shapes = [tuple(level.shape[1:]) for level in teacher]
+        shapes = [(level.shape[1], level.shape[2], level.shape[3]) for level in teacher]
         self.fusion = ReviewFusion([level.shape[1] for level in student], shapes, width)
 
     def forward(self, pair: Pair) -> Tensor:
@@ -271,7 +272,7 @@ def maps_of(pair: Pair) -> tuple[list[Tensor], list[Tensor]]:
     """Maps (B,C,h,w) of student and teacher: those at the taps, else the last ones. Raises UserError."""
     found = []
     for part, outputs in (("student", pair.student), ("teacher", pair.teacher)):
-        maps = dict(outputs.taps) or {"map": outputs.map}
+        maps: dict[str, Any] = dict(outputs.taps) or {"map": outputs.map}
         for path, tap in maps.items():
             if tap is None or tap.ndim != 4:
                 shape = "nothing" if tap is None else tuple(tap.shape)
@@ -285,7 +286,8 @@ def maps_of(pair: Pair) -> tuple[list[Tensor], list[Tensor]]:
 
 def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Maps (B,C,h,w), each side average-pooled to the smaller of both grids."""
-    size = tuple(min(a, b) for a, b in zip(student.shape[-2:], teacher.shape[-2:], strict=True))
-    return tuple(  # type: ignore[return-value]
-        item if item.shape[-2:] == size else F.adaptive_avg_pool2d(item, size) for item in (student, teacher)
-    )
+    (h, w), (rows, columns) = student.shape[-2:], teacher.shape[-2:]
+    size = (min(h, rows), min(w, columns))
+    if (h, w) != size:
+        student = F.adaptive_avg_pool2d(student, size)
+    return student, teacher if (rows, columns) == size else F.adaptive_avg_pool2d(teacher, size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlkd import losses
 from vlkd.errors import UserError
 from vlkd.methods.classifier import ClassifierDistiller
-from vlkd.methods.terms import Pair, Term, check_options, unknown_loss
+from vlkd.methods.terms import Pair, Term, check_options, same_grid, unknown_loss
 from vlkd.models.classifier import Outputs
 from vlkd.models.projector import TokenProjector
 
@@ -88,16 +88,13 @@ class Tokens:
         """All tokens (B,N,D) of student and teacher, equally many. Raises UserError without maps."""
         if "tokens" not in pair.shared:
             student, teacher = _map("student", pair.student), _map("teacher", pair.teacher)
-            size = tuple(min(a, b) for a, b in zip(student.shape[-2:], teacher.shape[-2:], strict=True))
-            patch = self.options.patch
-            if size[0] % patch or size[1] % patch:
+            maps, patch = same_grid(student, teacher), self.options.patch
+            if any(side % patch for side in maps[0].shape[-2:]):
                 raise UserError(
-                    f"model.graph.patch={patch}: does not divide the common grid {size[0]}x{size[1]} of the "
+                    f"model.graph.patch={patch}: does not divide the common grid {_grid(maps[0])} of the "
                     f"student ({_grid(student)}) and the teacher ({_grid(teacher)})"
                 )
-            pair.shared["tokens"] = [
-                losses.patch_tokens(F.adaptive_avg_pool2d(item, size), patch) for item in (student, teacher)
-            ]
+            pair.shared["tokens"] = [losses.patch_tokens(item, patch) for item in maps]
         student, teacher = pair.shared["tokens"]
         return student, teacher
 
