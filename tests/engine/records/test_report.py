@@ -72,6 +72,14 @@ def test_overrides_are_part_of_the_name(tmp_path: Path) -> None:
     assert [group.name for group in groups] == ["elsewhere/mine", "nd/cifar100/r8 trainer.max_epochs=3"]
 
 
+def test_names_tell_only_what_differs(tmp_path: Path) -> None:
+    common = ["--data.root=/long/path", "--seed_everything=0", "--data.seed=0"]
+    for k, rate in enumerate((0.1, 0.2)):
+        write(tmp_path / str(k), 0, 0.5, lr=rate, overrides=[*common, f"--model.lr={rate}"])
+    groups, _ = collect([str(tmp_path)])
+    assert [group.name for group in groups] == ["nd/world model.lr=0.1", "nd/world model.lr=0.2"]
+
+
 def test_page_and_picture(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["report", str(runs), "--out", str(out)]) == 0

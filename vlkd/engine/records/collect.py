@@ -15,6 +15,7 @@ from vlkd.errors import UserError
 # Where a run was computed, and how it is watched, does not make it another experiment.
 NOT_TOLD = ("trainer.logger", "trainer.enable_progress_bar", "trainer.default_root_dir")
 MAX_DIFFERENCES = 4
+SEEDS = ("seed_everything", "data.seed", "data.init_args.seed")
 
 
 @dataclass
@@ -112,12 +113,17 @@ def _told(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(groups: Sequence[Group]) -> None:
-    """Config and overrides; where several groups have the same, also the options that they differ in."""
-    by_name: dict[str, list[Group]] = {}
+    """Config and the overrides that not all its groups share; then the options that equal names differ in."""
+    by_place: dict[str, list[Group]] = {}
     for group in groups:
-        words = [word.removeprefix("--") for word in group.first.get("overrides") or ()]
-        group.name = _abridged([_place(group.first), *words])
-        by_name.setdefault(group.name, []).append(group)
+        by_place.setdefault(_place(group.first), []).append(group)
+    by_name: dict[str, list[Group]] = {}
+    for place, beside in by_place.items():
+        words = [_overrides(group) for group in beside]
+        shared = set.intersection(*map(set, words)) if len(beside) > 1 else set()
+        for group, own in zip(beside, words, strict=True):
+            group.name = _abridged([place, *(word for word in own if word not in shared)])
+            by_name.setdefault(group.name, []).append(group)
     for same in by_name.values():
         configs = [_told(group.first) for group in same]
         keys = sorted({key for config in configs for key in config})
@@ -125,6 +131,11 @@ def _name(groups: Sequence[Group]) -> None:
         for group, config in zip(same, configs, strict=True):
             words = [f"{key.replace('.init_args', '')}={config.get(key)}" for key in apart]
             group.name = _abridged([group.name, *words])
+
+
+def _overrides(group: Group) -> list[str]:
+    words = [word.removeprefix("--") for word in group.first.get("overrides") or ()]
+    return [word for word in words if not word.startswith(SEEDS)]
 
 
 def _place(record: Mapping[str, Any]) -> str:
