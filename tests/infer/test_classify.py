@@ -32,6 +32,17 @@ def test_every_kind_and_size_of_image_gives_the_same(classes, flat, tmp_path):
         assert classes(one).label == "blue" and np.allclose(classes(one).scores, expected.scores, atol=1e-5)
 
 
+def test_the_central_square_counts(classes, flat):
+    image = flat("red", 12, 40)  # and one turned, whose middle is green
+    for turned in (False, True):
+        one = np.swapaxes(image, 0, 1).copy() if turned else image.copy()
+        along = 0 if one.shape[0] > one.shape[1] else 1
+        middle = (one.shape[along] - 12) // 2
+        (one if along == 0 else np.swapaxes(one, 0, 1))[middle : middle + 12] = flat("green", 1, 1)[0, 0]
+        found = classes(one)
+        assert found.label == "green" and found.score == pytest.approx(classes(flat("green")).score)
+
+
 def test_a_list_goes_in_batches_and_equals_single_images(classes, flat):
     images = [flat(name, 10 + i, 12) for i, name in enumerate([*NAMES, "red", "blue"])]
     images[0][:5] = 120

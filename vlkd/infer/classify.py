@@ -172,8 +172,13 @@ class ClassPredictor:
         return torch.tensor([i for i, name in enumerate(self.class_names) if fold(name) in wanted])
 
     def _prepared(self, image: ImageLike) -> Tensor:
-        """(3,H,W) float32 in [0,1] at the classifier's size."""
+        """(3,H,W) float32 in [0,1]: the largest central part of the classifier's shape, at its size."""
         pixels = pixels_of(image)
+        (height, width), (rows, columns) = pixels.shape[-2:], self.spec.size
+        tall = max(1, min(height, round(width * rows / columns)))
+        wide = max(1, min(width, round(height * columns / rows)))
+        top, left = (height - tall) // 2, (width - wide) // 2
+        pixels = pixels[:, top : top + tall, left : left + wide]
         if tuple(pixels.shape[-2:]) != self.spec.size:
             pixels = F.interpolate(
                 pixels[None], self.spec.size, mode=self.spec.interpolation, antialias=True
