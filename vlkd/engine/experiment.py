@@ -27,7 +27,7 @@ from vlkd.engine.resume import ExactResume, make_resumable
 from vlkd.errors import UserError
 from vlkd.methods.base import Distiller
 
-DEFAULTS = {"log_every_n_steps": 10, "num_sanity_val_steps": 0}
+DEFAULTS = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
 
 
 class Experiment(LightningCLI):

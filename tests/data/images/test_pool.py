@@ -153,12 +153,15 @@ def test_nothing_to_use_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad" / "a.jpg").write_bytes(b"broken")
     (tmp_path / "text.npz").write_text("no pack")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    whole = write_pack(tmp_path / "whole.npz", {"": [jpeg(picture(0))]}).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     cases = {
         "empty": "empty: no images here or below",
         "none": "none: no such pool",
         "none.npz": "no such image pack",
         "text.npz": r"text\.npz: no image pack",
         "other.npz": r"other\.npz: no image pack .*expected arrays data and offsets",
+        "cut.npz": r"cut\.npz: no image pack",
         "none-*.tar": "no file matches",
     }
     for name, message in cases.items():

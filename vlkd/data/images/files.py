@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlkd.cache import cache_folder, cache_key, store
-from vlkd.data.files import read_image
+from vlkd.data.files import IMAGE_SUFFIXES, read_image
 from vlkd.data.loader import worker_error
 from vlkd.errors import UserError
 
@@ -47,6 +47,13 @@ class ImageDataset(Protocol):
 
     def fingerprint(self) -> str:
         """Short hash of what there is."""
+
+
+def images_below(folder: Path) -> list[str]:
+    """Sorted paths of the images below a folder, relative to it."""
+    found = os.walk(folder, followlinks=True)
+    paths = (os.path.join(place, name) for place, _, names in found for name in names)
+    return sorted(os.path.relpath(p, folder) for p in paths if p.lower().endswith(IMAGE_SUFFIXES))
 
 
 class FileImages:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vlkd.data.files import IMAGE_SUFFIXES, need_folder
-from vlkd.data.images.files import FileImages
+from vlkd.data.images.files import FileImages, images_below
 from vlkd.errors import UserError
 from vlkd.text.names import class_list, class_names, clean_names, nearest_hint
 
@@ -47,7 +47,7 @@ def open_folder(
     files: list[str] = []
     labels: list[int] = []
     for name in own:
-        found = _images_below(folder / name)
+        found = images_below(folder / name)
         if not found:
             raise UserError(
                 f"{folder / name}: no images in this class folder; expected "
@@ -123,10 +123,3 @@ def _lines(path: Path, classes: int | None) -> list[tuple[str, int]]:
     if not found:
         raise UserError(f'{path}: names no images; expected lines "PATH LABEL"')
     return found
-
-
-def _images_below(folder: Path) -> list[str]:
-    """Sorted paths of the images below a folder, relative to it."""
-    found = os.walk(folder, followlinks=True)
-    paths = (os.path.join(place, name) for place, _, names in found for name in names)
-    return sorted(os.path.relpath(p, folder) for p in paths if p.lower().endswith(IMAGE_SUFFIXES))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from vlkd.cache import cache_folder, cache_key, store
 from vlkd.data.files import IMAGE_SUFFIXES
-from vlkd.data.images.files import FileImages, centre
+from vlkd.data.images.files import FileImages, centre, images_below
 from vlkd.data.images.shards import ShardImages, decode_image
 from vlkd.errors import UserError
 
@@ -55,7 +55,7 @@ class PackPool:
                 prefix = "train_" if "train_data" in pack else ""
                 self.data, self.offsets = pack[f"{prefix}data"], pack[f"{prefix}offsets"]
                 self.header = pack["header"].tobytes() if "header" in pack else b""
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
             raise UserError(
                 f"{path}: no image pack ({error}); expected arrays data and offsets, "
                 "or train_data and train_offsets"
@@ -116,7 +116,7 @@ def open_source(name: str | Path) -> Source:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        files = _images_below(path)
+        files = images_below(path)
         if not files:
             raise UserError(f"{path}: no images here or below; expected {', '.join(IMAGE_SUFFIXES)} files")
         return FileImages(path, files, torch.full((len(files),), -1), ())
@@ -130,12 +130,6 @@ def open_source(name: str | Path) -> Source:
         f"{name}: no such pool; expected a folder of images, shards such as pool-{{000..009}}.tar, "
         "or an .npz pack"
     )
-
-
-def _images_below(folder: Path) -> list[str]:
-    found = os.walk(folder, followlinks=True)
-    paths = (os.path.join(place, name) for place, _, names in found for name in names)
-    return sorted(os.path.relpath(path, folder) for path in paths if path.lower().endswith(IMAGE_SUFFIXES))
 
 
 def open_pool(names: Sequence[str | Path]) -> MergedPool:
