@@ -62,7 +62,7 @@ class ToyImageData(LightningDataModule):
         self.train_labels = self.train_set.labels
         self.class_counts = torch.bincount(self.train_labels, minlength=len(NAMES))
 
-    def train_fingerprint(self) -> str:
+    def train_fingerprint(self, augmented: bool = True) -> str:
         return f"toy-{self.missing}"
 
     def train_pass(self, augmented: bool) -> Iterator[dict[str, Tensor]]:

@@ -94,6 +94,16 @@ def test_losses_and_options_are_checked(tmp_path: Path) -> None:
         KD(**STUDENT, teacher=teacher, weights={"kd": 1.0}, options={"kd": {"temprature": 2.0}})
     with pytest.raises(UserError, match=r"at: no such loss in"):
         KD(**STUDENT, teacher=teacher, weights={"kd": 1.0}, options={"at": {}})
+    with pytest.raises(UserError, match=r"options\.ce: the cross entropy takes no options"):
+        KD(**STUDENT, num_classes=4, weights={"ce": 1.0}, options={"ce": {"label_smoothing": 0.1}})
+    with pytest.raises(UserError, match=r"warmup\.kd=0: expected a number of epochs above 0"):
+        KD(**STUDENT, teacher=teacher, weights={"kd": 1.0}, warmup={"kd": 0})
+    with pytest.raises(UserError, match=r"fitnet\.tap=5: there are 1 taps"):
+        KD(**STUDENT, teacher=teacher, weights={"fitnet": 1.0}, options={"fitnet": {"tap": 5}})
+    with pytest.raises(UserError, match="ofd compares maps before their ReLU"):
+        KD(**STUDENT, teacher=teacher, weights={"ofd": 1.0})
+    with pytest.raises(UserError, match=r"kd\.student_logits: no such option"):
+        KD(**STUDENT, teacher=teacher, weights={"kd": 1.0}, options={"kd": {"student_logits": 1}})
     with pytest.raises(UserError, match="teacher: missing"):
         KD(**STUDENT, num_classes=4, weights={"kd": 1.0})
 
@@ -103,6 +113,8 @@ def test_taps_are_checked(tmp_path: Path) -> None:
     wrong = {"student_taps": ["stemm.0"], "teacher_taps": ["stem.0"]}
     with pytest.raises(UserError, match=r"stemm\.0.*stem\.0"):
         KD(**STUDENT, **wrong, teacher=teacher, weights={"at": 1.0})
+    with pytest.raises(UserError, match="each path may stand there once"):
+        KD(**STUDENT, student_taps=["stem", "stem"], num_classes=4)
     with pytest.raises(UserError, match="compared pairwise"):
         KD(**STUDENT, student_taps=["stem"], teacher=teacher, weights={"at": 1.0})
     flat = {"student_taps": ["fc"], "teacher_taps": ["fc"]}
@@ -120,6 +132,37 @@ def test_teacher_and_data_must_have_the_same_classes(tmp_path: Path) -> None:
     method = KD(**STUDENT, teacher=toy_teacher(tmp_path, class_names=order), weights={"kd": 1.0})
     with pytest.raises(UserError, match="its class 0 is 'green', that of the data is 'red'"):
         fit(method, ToyImageData(), 1, tmp_path)
+
+
+def test_losses_that_read_labels_need_them(tmp_path: Path) -> None:
+    teacher = toy_teacher(tmp_path)
+    for name, reads in {"ce": True, "dkd": True, "crd": True, "kd": False, "at": False}.items():
+        method = KD(**STUDENT, teacher=teacher, weights={name: 1.0})
+        assert bool(method.uses_labels) == reads
+        assert method.protocol["labels"] == ("used in training" if reads else "not used")
+
+    class Unlabelled(ToyImageData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.train_labels = self.train_set.labels = torch.full((48,), -1)
+
+    with pytest.raises(
+        UserError, match="Unlabelled: training labels from -1 to -1, expected 0 to 3; read by dkd"
+    ):
+        fit(KD(**STUDENT, teacher=teacher, weights={"dkd": 1.0}), Unlabelled(), 1, tmp_path)
+    fit(KD(**STUDENT, teacher=teacher, weights={"kd": 1.0}), Unlabelled(), 1, tmp_path)
+
+
+def test_a_checkpoint_with_a_memory_can_be_scored(tmp_path: Path) -> None:
+    def build() -> KD:
+        options = {"crd": {"negatives": 8, "width": 4}}
+        return KD(**STUDENT, teacher=toy_teacher(tmp_path), weights={"ce": 1.0, "crd": 1.0}, options=options)
+
+    trained = build()
+    fit(trained, ToyImageData(), 2, tmp_path)
+    scored = build()
+    scored.load_state_dict(trained.state_dict())
+    assert torch.equal(scored.student.head.weight, trained.student.head.weight)
 
 
 def test_a_teacher_by_name_needs_a_class_count(tmp_path: Path) -> None:

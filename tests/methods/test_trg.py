@@ -74,7 +74,9 @@ def test_trains(local: str, tmp_path: Path) -> None:
     sum(value for name, value in losses.items() if name != "ce").backward()  # type: ignore
     missing = {name for name, value in method.named_parameters() if value.grad is None}
     assert missing == {"student.network.fc.weight", "student.network.fc.bias"}
-    assert set(method.terms.state_dict()) == {"trg_global.projector.weight", "trg_global.projector.bias"}
+    projected = ["trg_global"] if local == "edges" else ["trg_local", "trg_global"]
+    parts = {f"{name}.projector.{part}" for name in projected for part in ("weight", "bias")}
+    assert set(method.terms.state_dict()) == parts
 
 
 def test_the_temperature_falls(tmp_path: Path) -> None:
@@ -89,6 +91,14 @@ def test_the_temperature_falls(tmp_path: Path) -> None:
         pair.shared = dict(pairs[0].shared)
         values.append(term(pair).item())
     assert values[0] != values[1]
+
+
+def test_readings_that_cannot_be_are_refused() -> None:
+    for wrong in ({"neighbours": 1}, {"patch": 0}, {"sigma": 0.0}):
+        with pytest.raises(UserError, match=r"model\.graph: patch"):
+            GraphOptions(**wrong)
+    with pytest.raises(UserError, match="kernel=cosine: only the reading local=edges"):
+        GraphOptions(kernel="cosine", local="tknn")
 
 
 def test_unknown_loss_names_the_nearest(tmp_path: Path) -> None:

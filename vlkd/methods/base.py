@@ -32,7 +32,8 @@ class Distiller(LightningModule):
         backbone_lr_scale: factor of `lr` for what `parameter_groups` calls "backbone".
         schedule: course of the learning rate after the warm-up: down to zero (cosine, poly), a tenth after
         each milestone (step), or constant.
-        optimizer: adamw, or sgd with Nesterov momentum 0.9.
+        optimizer: adamw, or sgd with momentum 0.9.
+        nesterov: Nesterov's form of the momentum.
         milestones: of the schedule "step", as fractions of the run.
     """
 
@@ -45,6 +46,7 @@ class Distiller(LightningModule):
         backbone_lr_scale: float = 1.0,
         schedule: Schedule = "cosine",
         optimizer: Optimizer = "adamw",
+        nesterov: bool = True,
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
     ) -> None:
         super().__init__()
@@ -55,6 +57,7 @@ class Distiller(LightningModule):
         self.backbone_lr_scale = backbone_lr_scale
         self.schedule = schedule
         self.optimizer = optimizer
+        self.nesterov = nesterov
         self.milestones = tuple(milestones)
         self.scored_at = -1  # optimiser step of the weights that were scored last
         self._held: dict[str, nn.Module] = {}
@@ -193,7 +196,7 @@ class Distiller(LightningModule):
                     groups.append({"params": members, "lr": rate, "weight_decay": decay})
         optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=self.nesterov)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr)
         if self.schedule == "constant" and not self.warmup_steps:

@@ -40,6 +40,7 @@ class ClassifierDistiller(Distiller):
         warmup_steps: see Distiller.
         schedule: see Distiller.
         optimizer: see Distiller.
+        nesterov: see Distiller.
         milestones: see Distiller.
     """
 
@@ -62,11 +63,12 @@ class ClassifierDistiller(Distiller):
         warmup_steps: int = 0,
         schedule: Schedule = "step",
         optimizer: Optimizer = "sgd",
+        nesterov: bool = True,
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
     ) -> None:
         chosen = weights or {"ce": 1.0}
         super().__init__(
-            chosen, lr, weight_decay, warmup_steps, 1.0, schedule, optimizer=optimizer, milestones=milestones
+            chosen, lr, weight_decay, warmup_steps, 1.0, schedule, optimizer, nesterov, milestones
         )
         self.warmup = dict(warmup or {})
         self.recorded_protocol: dict[str, Any] | None = None
@@ -126,6 +128,12 @@ class ClassifierDistiller(Distiller):
                 raise UserError(
                     f"model.options/warmup.{name}: no such loss in model.weights {[*self.weights]}"
                 )
+        for name, epochs in self.warmup.items():
+            if epochs <= 0:
+                raise UserError(f"model.warmup.{name}={epochs}: expected a number of epochs above 0")
+        if "ce" in options:
+            raise UserError("model.options.ce: the cross entropy takes no options")
+        self._check_taps()
         if not names:
             return {}
         if not self.has_teacher:
@@ -137,6 +145,14 @@ class ClassifierDistiller(Distiller):
         """The loss called `name`; a method with losses of its own extends this."""
         return build_term(name, pair, options)
 
+    def _check_taps(self) -> None:
+        for part, taps in (("student", self.student_taps), ("teacher", self.teacher_taps)):
+            if len(set(taps)) < len(taps):
+                raise UserError(f"model.{part}_taps: {', '.join(taps)}: each path may stand there once")
+        self.student.check_taps(self.student_taps)
+        if self.has_teacher:
+            self.teacher.check_taps(self.teacher_taps)
+
     def _probe(self) -> Pair:
         """Outputs of both networks for an empty image: widths and grids for projectors."""
         if len(self.student_taps) != len(self.teacher_taps):
@@ -144,8 +160,6 @@ class ClassifierDistiller(Distiller):
                 f"model.student_taps has {len(self.student_taps)} paths and model.teacher_taps "
                 f"{len(self.teacher_taps)}; they are compared pairwise"
             )
-        self.student.check_taps(self.student_taps)
-        self.teacher.check_taps(self.teacher_taps)
         images = torch.zeros(2, 3, *self.student.spec.size)
         training = self.student.training
         self.student.eval()
@@ -172,11 +186,34 @@ class ClassifierDistiller(Distiller):
             )
         self.class_names = names
         if stage == "fit":
+            self._check_labels(data)
             device = self.trainer.strategy.root_device
             for module in self._held.values():
                 module.to(device)
             for term in self.terms.values():
                 term.prepare(data, device)
+
+    @property
+    def uses_labels(self) -> list[str]:
+        """Names of the losses that read labels."""
+        return [
+            name
+            for name in self.weights
+            if name == "ce" or (name in self.terms and self.terms[name].reads_labels)
+        ]
+
+    def _check_labels(self, data: Any) -> None:
+        labels = getattr(data, "train_labels", None)
+        if labels is None:
+            labels = getattr(getattr(data, "train_dataset", None), "labels", None)
+        if not self.uses_labels or labels is None or not len(labels):
+            return
+        low, high, count = int(labels.min()), int(labels.max()), self.student.num_classes
+        if low < 0 or high >= count:
+            raise UserError(
+                f"{type(data).__name__}: training labels from {low} to {high}, expected 0 to {count - 1}; "
+                f"read by {', '.join(self.uses_labels)}"
+            )
 
     def compute_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`ce` and the terms of `weights`, scalars, unweighted."""
@@ -235,7 +272,7 @@ class ClassifierDistiller(Distiller):
         """What a reader must know to compare the scores; of a bundle, what its card says."""
         if self.recorded_protocol:
             return self.recorded_protocol
-        return {**super().protocol, "labels": "used in training" if "ce" in self.weights else "not used"}
+        return {**super().protocol, "labels": "used in training" if self.uses_labels else "not used"}
 
     def teacher_record(self) -> dict[str, Any] | None:
         """The teacher's card, as far as the gate needs it."""

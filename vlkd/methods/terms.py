@@ -33,6 +33,8 @@ class Pair:
 class Term(nn.Module):
     """A named loss: `forward(pair)` gives an unweighted scalar; its parameters train with the student."""
 
+    reads_labels = False
+
     def prepare(self, data: Any, device: torch.device) -> None:
         """Before training on `device`: make what depends on the training data."""
 
@@ -47,13 +49,13 @@ class LogitTerm(Term):
         super().__init__()
         self.standardise = bool(options.pop("standardise", False))
         self.function, self.options = function, options
-        self.needs_labels = "labels" in inspect.signature(function).parameters
+        self.reads_labels = "labels" in inspect.signature(function).parameters
 
     def forward(self, pair: Pair) -> Tensor:
         logits = [pair.student.logits, pair.teacher.logits]
         if self.standardise:
             logits = [losses.logit_standardise(item) for item in logits]
-        labels = {"labels": pair.labels} if self.needs_labels else {}
+        labels = {"labels": pair.labels} if self.reads_labels else {}
         return self.function(*logits, **labels, **self.options)
 
 
@@ -82,11 +84,11 @@ class MapTerm(Term):
 
 
 class SimilarityTerm(MapTerm):
-    """sp: summed over the taps, each map flattened."""
+    """sp: summed over the taps."""
 
     def forward(self, pair: Pair) -> Tensor:
         pairs = zip(*maps_of(pair), strict=True)
-        return torch.stack([losses.sp(s.flatten(1), t.flatten(1)) for s, t in pairs]).sum()
+        return torch.stack([self.function(s, t, **self.options) for s, t in pairs]).sum()
 
 
 class FitNetTerm(Term):
@@ -95,6 +97,9 @@ class FitNetTerm(Term):
     def __init__(self, pair: Pair, tap: int = -1) -> None:
         super().__init__()
         self.tap = tap
+        count = len(maps_of(pair)[0])
+        if not -count <= tap < count:
+            raise UserError(f"model.options.fitnet.tap={tap}: there are {count} taps, the first is 0")
         student, teacher = (maps[tap] for maps in maps_of(pair))
         self.regressor = FitNetRegressor(student.shape[1], teacher.shape[1])
 
@@ -154,6 +159,11 @@ class OFDTerm(Term):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
+        if not pair.teacher.taps:
+            raise UserError(
+                "model.teacher_taps: ofd compares maps before their ReLU; name them in teacher and student, "
+                "for example layer3.4.relu2:input"
+            )
         students, teachers = maps_of(pair)
         self.connectors = nn.ModuleList(
             nn.Sequential(nn.Conv2d(s.shape[1], t.shape[1], 1, bias=False), nn.BatchNorm2d(t.shape[1]))
@@ -179,6 +189,9 @@ class OFDTerm(Term):
 class CRDTerm(Term):
     """crd: contrast of embedded pooled features against a memory of the training set."""
 
+    reads_labels = True  # negatives are of other classes
+    memory: losses.CRDMemory | None
+
     def __init__(
         self,
         pair: Pair,
@@ -191,6 +204,7 @@ class CRDTerm(Term):
         self.student_embedding = nn.Linear(pair.student.pooled.shape[1], width)
         self.teacher_embedding = nn.Linear(pair.teacher.pooled.shape[1], width)
         self.width, self.negatives, self.temperature, self.momentum = width, negatives, temperature, momentum
+        self.memory = None
 
     def prepare(self, data: Any, device: torch.device) -> None:
         """Make the memory, one slot for each training image; negatives are of other classes."""
@@ -201,10 +215,16 @@ class CRDTerm(Term):
         self.memory = memory.to(device)
 
     def forward(self, pair: Pair) -> Tensor:
-        assert pair.indices is not None, "crd needs the batch's indices"
+        assert pair.indices is not None and self.memory is not None, "crd needs prepare() and indices"
         student = F.normalize(self.student_embedding(pair.student.pooled).float(), dim=1)
         teacher = F.normalize(self.teacher_embedding(pair.teacher.pooled).float(), dim=1)
         return losses.crd(student, teacher, pair.indices, self.memory)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        if self.memory is None:  # a checkpoint that is only scored
+            for key in [key for key in state if key.startswith(f"{prefix}memory.")]:
+                del state[key]
+        super()._load_from_state_dict(state, prefix, *others)
 
 
 _LOGITS = {name: getattr(losses, name) for name in ("kd", "dkd", "dist", "sinkhorn")}
@@ -264,7 +284,7 @@ def check_options(
     known = [p.name for p in parameters if p.default is not inspect.Parameter.empty or p.name in options]
     known = [item for item in known if not item.startswith(("student", "teacher", "labels", "pair"))]
     for key in options:
-        if key not in [p.name for p in parameters] and key not in extra:
+        if key not in (*known, *extra):
             raise UserError(f"model.options.{name}.{key}: no such option; {name} takes {[*known, *extra]}")
 
 

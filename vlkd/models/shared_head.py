@@ -71,6 +71,10 @@ def share_head(student: Classifier, teacher: Classifier, factor: int = 2, share:
             f"model.teacher {teacher.architecture['name']}: its last map has {width} channels, its head "
             f"takes {teacher.head.in_features}; to share it, take a teacher that pools its last map directly"
         )
+    if share:
+        _check_head(teacher)
+    if not 1 <= factor <= width:
+        raise UserError(f"model.factor={factor}: expected 1 to {width}, the channels of the teacher's map")
     arguments = {
         "backbone": student.architecture,
         "channels": channels,
@@ -93,6 +97,21 @@ def share_head(student: Classifier, teacher: Classifier, factor: int = 2, share:
         network.head.load_state_dict(teacher.head.state_dict())
         network.head.requires_grad_(False)
     return shared
+
+
+def _check_head(teacher: Classifier) -> None:
+    """Raises UserError where the head takes anything else than the mean of the last map."""
+    weight = next(teacher.parameters())
+    images = torch.rand(2, 3, *teacher.spec.size, generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad():
+        seen = teacher.outputs(images)
+        assert seen.map is not None
+        alike = torch.allclose(teacher.head(seen.map.mean((2, 3))), seen.logits, rtol=1e-3, atol=1e-3)
+    if not alike:
+        raise UserError(
+            f"model.teacher {teacher.architecture['name']}: its head does not classify the mean of its last "
+            "map (a class token, or a layer between pooling and head); set model.share_head=false"
+        )
 
 
 def _map_shape(classifier: Classifier) -> tuple[int, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -69,7 +71,7 @@ def _from_pack(path: Path, train: bool) -> DeviceImages:
             labels = pack[f"{split}_labels"].astype(np.int64)
             header = pack["header"].tobytes() if "header" in pack else b""
             data, offsets = pack[f"{split}_data"], pack[f"{split}_offsets"]
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except (KeyError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path}: no image pack ({error}); expected arrays class_names, {split}_data, {split}_offsets "
             f"and {split}_labels"

@@ -137,10 +137,11 @@ class ClassificationModuleBase(L.LightningDataModule):
             raise UserError("training and validation images have different classes; both need the same ones")
         self.names = self.val_dataset.names
 
-    def train_fingerprint(self) -> str:
-        """Short hash of the training images, their labels and the augmentation."""
+    def train_fingerprint(self, augmented: bool = True) -> str:
+        """Short hash of the training images, their labels, and of what train_pass does to them."""
         assert self.train_dataset is not None, "setup() comes first"
-        return self._fingerprint(self.train_dataset, [self.augment, self.seed])
+        transform = [self.augment, self.seed] if augmented else [self.val_crop]
+        return self._fingerprint(self.train_dataset, transform)
 
     def val_fingerprint(self) -> str:
         """Short hash of the validation images, their labels and how they are cut."""

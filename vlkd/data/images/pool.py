@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -55,11 +56,13 @@ class PackPool:
                 prefix = "train_" if "train_data" in pack else ""
                 self.data, self.offsets = pack[f"{prefix}data"], pack[f"{prefix}offsets"]
                 self.header = pack["header"].tobytes() if "header" in pack else b""
-        except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
+        except (KeyError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise UserError(
                 f"{path}: no image pack ({error}); expected arrays data and offsets, "
                 "or train_data and train_offsets"
             ) from None
+        if len(self) < 1:
+            raise UserError(f"{path}: holds no image")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

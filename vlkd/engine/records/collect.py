@@ -129,8 +129,8 @@ def _name(groups: Sequence[Group]) -> None:
         keys = sorted({key for config in configs for key in config})
         apart = [key for key in keys if len({json.dumps(c.get(key), sort_keys=True) for c in configs}) > 1]
         for group, config in zip(same, configs, strict=True):
-            words = [f"{key.replace('.init_args', '')}={config.get(key)}" for key in apart]
-            group.name = _abridged([group.name, *words])
+            differing = [f"{key.replace('.init_args', '')}={config.get(key)}" for key in apart]
+            group.name = _abridged([group.name, *differing])
 
 
 def _overrides(group: Group) -> list[str]:

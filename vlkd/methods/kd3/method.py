@@ -102,6 +102,7 @@ class KD3(ClassifierDistiller):
             weight_decay=weight_decay,
             schedule=schedule,
             optimizer=optimizer,
+            nesterov=False,
             milestones=milestones,
         )
         self.objective, self.contrast = objective, contrast
@@ -111,7 +112,9 @@ class KD3(ClassifierDistiller):
         if objective == "kd3":
             self._build_kd3(factor, share_head)
         elif objective == "dfnd":
-            accuracy = teacher_accuracy or self.teacher_card.get("scores", {}).get("accuracy")
+            accuracy = teacher_accuracy
+            if accuracy is None:
+                accuracy = self.teacher_card.get("scores", {}).get("accuracy")
             if accuracy is None:
                 raise UserError(f"model.teacher_accuracy: give it; the card of {teacher} does not tell")
             self.parts["noise"] = NoiseAdaptation(self.student.num_classes, accuracy)
@@ -140,9 +143,6 @@ class KD3(ClassifierDistiller):
         schedule, self.schedule = self.schedule, "constant"
         optimizer = super().configure_optimizers()
         self.schedule = schedule
-        for group in optimizer.param_groups:
-            if "nesterov" in group:
-                group["nesterov"] = False
         epochs, milestones = self._epochs, self.milestones
         course = LambdaLR(
             optimizer, lambda epoch: learning_rate_factor(epoch, epochs, 0, schedule, milestones)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkd.errors import UserError
+from vlkd.losses.precision import full
 
 Weighting = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,7 +39,7 @@ class Embedding(nn.Linear):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B,D) -> (B,width), length one."""
-        return F.normalize(_full(super().forward(pooled)), dim=1)
+        return F.normalize(full(super().forward(pooled)), dim=1)
 
 
 def mix_distribution(images: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
@@ -114,10 +115,6 @@ def weighted_feature_loss(
             "same; project the student's channels and pool the larger grid first"
         )
     with torch.autocast(student_map.device.type, enabled=False):
-        weights = weighting(_full(student_logits), _full(teacher_logits)).detach()
-        squares = (_full(student_map) - _full(teacher_map.detach())).square()
+        weights = weighting(full(student_logits), full(teacher_logits)).detach()
+        squares = (full(student_map) - full(teacher_map.detach())).square()
         return (weights.view(-1, *[1] * (squares.ndim - 1)) * squares).mean()
-
-
-def _full(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlkd.errors import UserError
+from vlkd.losses.precision import full
 
 Combine = Literal["logits", "probs"]
 Mode = Literal["kd3", "dfnd", "random", "all"]
@@ -67,7 +68,7 @@ def confidence(
             f"teacher logits {tuple(teacher_logits.shape)}, student logits {tuple(student_logits.shape)}: "
             "expected the same (N,K); both networks need the same classes"
         )
-    teacher, student = _full(teacher_logits), _full(student_logits)
+    teacher, student = full(teacher_logits), full(student_logits)
     if combine == "probs":
         mixed = alpha * teacher.softmax(1) + (1 - alpha) * student.softmax(1)
     else:
@@ -109,7 +110,3 @@ def select(
 def most_confident(confidences: Tensor, count: int) -> Tensor:
     """Ascending indices of the `count` largest of confidences (N,); of equal ones the earlier."""
     return confidences.sort(descending=True, stable=True).indices[:count].sort().values
-
-
-def _full(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -56,7 +56,7 @@ def means_key(teacher: Classifier, data: Any, augmented: bool, decimals: int | N
         format=1,
         teacher=teacher.identity,
         input=teacher.spec.to_dict(),
-        data=data.train_fingerprint(),
+        data=data.train_fingerprint(augmented),
         augmented=augmented,
         decimals=decimals,
     )
@@ -92,8 +92,8 @@ def load_class_means(path: Path, key: str) -> tuple[Tensor, Tensor]:
         raise UserError(f"{path}: not a file of class means: {str(problem).splitlines()[0][:120]}") from None
     if known != key:
         raise UserError(
-            f"{path}: class means of another teacher, data set or transform; leave model.class_means out to "
-            "have them computed"
+            f"{path}: class means of another teacher, data set, transform or (with augmented images) seed; "
+            "leave model.class_means out to have them computed"
         )
     return means, counts
 

@@ -57,6 +57,7 @@ class ND(ClassifierDistiller):
 class NDTerm(Term):
     """nd: on pooled features, after a projector (BatchNorm, dropout, linear) where their widths differ."""
 
+    reads_labels = True
     class_means: Tensor
 
     def __init__(

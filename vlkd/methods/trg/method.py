@@ -33,7 +33,8 @@ class GraphOptions:
         sigma: of the kernel exp(-d^2 / (2 sigma)) in the local loss.
         kernel: rbf, or cosine.
         local: reading of the local loss: edges (the recommended one: teacher's edges, softmax over
-        neighbours, KL(teacher || student)), or a dense one of vlkd.losses.trg_local_dense.
+        neighbours, KL(teacher || student), student tokens as they are), or one of
+        vlkd.losses.trg_local_dense; of these all but literal_raw take projected student tokens.
         temperature: first and last temperature of the global loss.
         temperature_shape: course between them.
     """
@@ -48,6 +49,15 @@ class GraphOptions:
     local: Local = "edges"
     temperature: tuple[float, float] = (0.5, 0.07)
     temperature_shape: Literal["cosine", "linear", "constant"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.neighbours < 2 or self.sigma <= 0:
+            raise UserError(
+                f"model.graph: patch {self.patch} must be at least 1, neighbours {self.neighbours} at least "
+                f"2 (a softmax over one says nothing), sigma {self.sigma} above 0"
+            )
+        if self.local != "edges" and self.kernel != "rbf":
+            raise UserError(f"model.graph.kernel={self.kernel}: only the reading local=edges has it")
 
 
 class TRG(ClassifierDistiller):
@@ -72,7 +82,7 @@ class TRG(ClassifierDistiller):
         sample = Tokens(self.graph)
         sample.all(pair)
         if name == "trg_local":
-            return LocalTerm(sample)
+            return LocalTerm(sample, pair)
         if name == "trg_contextual":
             return ContextualTerm(sample)
         return GlobalTerm(sample, pair)
@@ -116,13 +126,15 @@ class Tokens:
 class LocalTerm(Term):
     """trg_local: each node's distribution over its neighbours."""
 
-    def __init__(self, sample: Tokens) -> None:
+    def __init__(self, sample: Tokens, pair: Pair) -> None:
         super().__init__()
         self.sample = sample
+        projected = sample.options.local not in ("edges", "literal_raw")
+        self.projector: nn.Module = _projector(sample, pair) if projected else nn.Identity()
 
     def forward(self, pair: Pair) -> Tensor:
         student, teacher = self.sample.nodes(pair)
-        options = self.sample.options
+        student, options = self.projector(student), self.sample.options
         if options.normalise:
             student, teacher = F.normalize(student.float(), dim=1), F.normalize(teacher.float(), dim=1)
         neighbours = min(options.neighbours, len(teacher) - 1)
@@ -139,8 +151,7 @@ class GlobalTerm(Term):
     def __init__(self, sample: Tokens, pair: Pair) -> None:
         super().__init__()
         self.sample = sample
-        student, teacher = sample.all(pair)
-        self.projector: nn.Module = TokenProjector(student.shape[2], teacher.shape[2])
+        self.projector = _projector(sample, pair)
 
     def forward(self, pair: Pair) -> Tensor:
         student, teacher = self.sample.nodes(pair)
@@ -158,6 +169,11 @@ class ContextualTerm(Term):
 
     def forward(self, pair: Pair) -> Tensor:
         return losses.trg_contextual(*self.sample.all(pair))
+
+
+def _projector(sample: Tokens, pair: Pair) -> nn.Module:
+    student, teacher = sample.all(pair)
+    return TokenProjector(student.shape[2], teacher.shape[2])
 
 
 def _no_options() -> None:
