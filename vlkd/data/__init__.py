@@ -27,6 +27,7 @@ _HOME = {
     "ClassificationModuleBase": "images.module",
     "ClassificationData": "images.module",
     "WorldClassificationData": "images.world",
+    "CoOpData": "images.coop",
     "WebData": "images.web",
     "WorldWebData": "images.web",
 }

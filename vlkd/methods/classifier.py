@@ -187,6 +187,8 @@ class ClassifierDistiller(Distiller):
         self.class_names = names
         if stage == "fit":
             self._check_labels(data)
+            if "crd" in self.terms and self.trainer.world_size > 1:
+                raise UserError("model.weights.crd: its memory belongs to one process; train on one device")
             device = self.trainer.strategy.root_device
             for module in self._held.values():
                 module.to(device)

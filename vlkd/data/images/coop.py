@@ -1,0 +1,334 @@
+"""The eleven data sets and four ImageNet variants of prompt learning, in the folder layout of CoOp.
+
+Layouts, class names and the halves of the classes: KaiyangZhou/CoOp@1fbb1a6, DATASETS.md and datasets/.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlkd.data.files import need_folder
+from vlkd.data.images.files import FileImages, images_below
+from vlkd.data.images.folder import class_folders, open_folder
+from vlkd.data.images.module import ClassificationModuleBase, Split
+from vlkd.errors import UserError
+from vlkd.text.names import nearest_hint
+
+Classes = Literal["all", "base", "novel"]
+_SPLITS = ("train", "val", "test")
+_CLASSES = ("all", "base", "novel")
+_VAL_SHOTS = 4  # at most, as CoOp
+_YEAR_LAST = re.compile(r"(.+) (\d{4})")
+_JOINED_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    folder: str
+    images: str
+    split: str = ""  # the JSON file, where there is one
+
+
+_LAYOUTS = {
+    "caltech101": _Layout("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
+    "oxford_pets": _Layout("oxford_pets", "images", "split_zhou_OxfordPets.json"),
+    "stanford_cars": _Layout("stanford_cars", "", "split_zhou_StanfordCars.json"),
+    "oxford_flowers": _Layout("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json"),
+    "food101": _Layout("food-101", "images", "split_zhou_Food101.json"),
+    "fgvc_aircraft": _Layout("fgvc_aircraft", "images"),
+    "sun397": _Layout("sun397", "SUN397", "split_zhou_SUN397.json"),
+    "dtd": _Layout("dtd", "images", "split_zhou_DescribableTextures.json"),
+    "eurosat": _Layout("eurosat", "2750", "split_zhou_EuroSAT.json"),
+    "ucf101": _Layout("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"),
+    "imagenet": _Layout("imagenet", "images"),
+    "imagenetv2": _Layout("imagenetv2", "imagenetv2-matched-frequency-format-val"),
+    "imagenet_sketch": _Layout("imagenet-sketch", "images"),
+    "imagenet_a": _Layout("imagenet-adversarial", "imagenet-a"),
+    "imagenet_r": _Layout("imagenet-rendition", "imagenet-r"),
+}
+COOP_SETS = tuple(_LAYOUTS)
+
+# CoOp's split files hold the new names already; a split file made from the folders does not.
+_RENAMED = {
+    "caltech101": {
+        "airplanes": "airplane",
+        "Faces": "face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+    },
+    "eurosat": {
+        "AnnualCrop": "Annual Crop Land",
+        "HerbaceousVegetation": "Herbaceous Vegetation Land",
+        "Highway": "Highway or Road",
+        "Industrial": "Industrial Buildings",
+        "Pasture": "Pasture Land",
+        "PermanentCrop": "Permanent Crop Land",
+        "Residential": "Residential Buildings",
+        "SeaLake": "Sea or Lake",
+    },
+}
+
+
+def open_coop(root: str | Path, dataset: str, split: str) -> FileImages:
+    """All images of a split ("train", "val", "test") of one of COOP_SETS, below `root`.
+
+    ImageNet's "test" are its validation images. An ImageNet variant has the same images in "train" and "test";
+    of ImageNet-A and -R the classes are the 200 that they have. None of these five has "val".
+
+    Raises UserError for an unknown data set or split, missing files and images, labels without train images,
+    and classes without a name.
+    """
+    if dataset not in _LAYOUTS:
+        raise UserError(
+            f"data.dataset={dataset}: unknown{nearest_hint(dataset, COOP_SETS)}; expected one of "
+            f"{', '.join(COOP_SETS)}"
+        )
+    if split not in _SPLITS:
+        raise UserError(f"split {split}: unknown; expected one of {', '.join(_SPLITS)}")
+    layout = _LAYOUTS[dataset]
+    what = f"the data set {dataset} in CoOp's layout"
+    base = need_folder(Path(root).expanduser() / layout.folder, what)
+    images = need_folder(base / layout.images, f"the images of {dataset}")
+    if dataset.startswith("imagenet"):
+        return _open_imagenet(dataset, base, images, split)
+    if dataset == "fgvc_aircraft":
+        return _open_aircraft(base, images, split)
+    return _open_json(dataset, base / layout.split, images, split)
+
+
+# --- the readers -------------------------------------------------------------------------------------------
+
+
+def _open_json(dataset: str, path: Path, images: Path, split: str) -> FileImages:
+    parts = _read_splits(path)
+    names: dict[int, str] = {}
+    for part in _SPLITS:
+        for file, label, name in parts[part]:
+            if part != "train" and label not in names:
+                raise UserError(f"{path}: {part} image {file}: label {label} has no images in train")
+            if names.setdefault(label, name) != name:
+                raise UserError(
+                    f'{path}: label {label} is "{names[label]}" and also "{name}" ({part} {file})'
+                )
+    if set(names) != set(range(len(names))):
+        raise UserError(
+            f"{path}: labels out of range: {len(names)} classes have labels {min(names)} to {max(names)}, "
+            f"expected 0 to {len(names) - 1}"
+        )
+    _need_images(path, images, (file for part in _SPLITS for file, _, _ in parts[part]))
+    shown = tuple(_class_name(dataset, names[label], path) for label in range(len(names)))
+    labels = torch.tensor([label for _, label, _ in parts[split]], dtype=torch.long)
+    return FileImages(images, [file for file, _, _ in parts[split]], labels, shown)
+
+
+def _read_splits(path: Path) -> dict[str, list[tuple[str, int, str]]]:
+    try:
+        stored = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: no valid JSON ({error}); download it again") from None
+    expected = f'expected {{"{_SPLITS[0]}": [[PATH, LABEL, NAME], ...], "val": ..., "test": ...}}'
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(part), list) for part in _SPLITS):
+        raise UserError(f"{path}: {expected}")
+    if not stored["train"]:
+        raise UserError(f"{path}: train names no images")
+    for part in _SPLITS:
+        for number, item in enumerate(stored[part]):
+            if not (isinstance(item, list) and [type(value) for value in item] == [str, int, str]):
+                raise UserError(f"{path}: {part} item {number} is {str(item)[:60]}; {expected}")
+    return {part: [(f.lstrip("/"), label, name) for f, label, name in stored[part]] for part in _SPLITS}
+
+
+def _open_aircraft(base: Path, images: Path, split: str) -> FileImages:
+    raw = [line.strip() for line in _text(base / "variants.txt").splitlines() if line.strip()]
+    label_of = {name: label for label, name in enumerate(raw)}
+    path = base / f"images_variant_{split}.txt"
+    files: list[str] = []
+    labels: list[int] = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        image, _, name = line.strip().partition(" ")
+        if not image:
+            continue
+        if name not in label_of:
+            hint = nearest_hint(name, raw)
+            raise UserError(f'{path}:{number}: variant "{name}" is not in variants.txt{hint}')
+        files.append(f"{image}.jpg")
+        labels.append(label_of[name])
+    if not files:
+        raise UserError(f'{path}: names no images; expected lines "IMAGE VARIANT"')
+    _need_images(path, images, files)
+    shown = tuple(_class_name("fgvc_aircraft", name, base / "variants.txt") for name in raw)
+    return FileImages(images, files, torch.tensor(labels), shown)
+
+
+def _open_imagenet(dataset: str, base: Path, images: Path, split: str) -> FileImages:
+    if split == "val":
+        raise UserError(f"{dataset} has no val split in CoOp's layout; set data.val_split=test")
+    path = base / "classnames.txt"
+    lines = (line.strip().partition(" ") for line in _text(path).splitlines() if line.strip())
+    names = {wnid: _class_name(dataset, name, path) for wnid, _, name in lines}
+    if dataset == "imagenetv2":
+        return _open_numbered(images, tuple(names[wnid] for wnid in sorted(names)), path)
+    folder = "train" if dataset == "imagenet" else images.name
+    place = images if dataset == "imagenet" else base
+    classes = class_folders(place / folder)
+    unnamed = [wnid for wnid in classes if wnid not in names]
+    if unnamed:
+        raise UserError(f"{place / folder / unnamed[0]}: no name for this class in {path}")
+    part = "val" if dataset == "imagenet" and split == "test" else folder
+    return open_folder(place, part, [names[wnid] for wnid in classes], folder)
+
+
+def _open_numbered(images: Path, names: tuple[str, ...], path: Path) -> FileImages:
+    """ImageNetV2's folders are the numbers of the classes; as text "10" would come before "2"."""
+    folders = class_folders(images)
+    wrong = [name for name in folders if not name.isdecimal() or int(name) >= len(names)]
+    if wrong:
+        raise UserError(
+            f"{images / wrong[0]}: label out of range; expected 0 to {len(names) - 1}, the classes of {path}"
+        )
+    data = open_folder(images.parent, images.name, folders, images.name)
+    labels = torch.tensor([int(name) for name in folders])[data.labels]
+    return FileImages(data.root, data.files, labels, names)
+
+
+def _class_name(dataset: str, name: str, path: Path) -> str:
+    renamed = _RENAMED.get(dataset, {}).get(name, name)
+    if dataset == "ucf101":
+        renamed = _JOINED_WORDS.sub(" ", renamed)
+    if dataset == "stanford_cars":
+        renamed = _YEAR_LAST.sub(r"\2 \1", renamed)
+    shown = " ".join(renamed.replace("_", " ").split())
+    if not shown:
+        raise UserError(f"{path}: a class name is empty; every class needs one")
+    return shown
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; datasets/README.md says where it comes from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _need_images(path: Path, images: Path, files: Iterable[str]) -> None:
+    there = set(images_below(images))
+    missing = [file for file in files if file not in there]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of its images not found, first {images / missing[0]}; unpack all images"
+        )
+
+
+# --- parts -------------------------------------------------------------------------------------------------
+
+
+def few_shot_indices(labels: Tensor, shots: int, seed: int = 0) -> Tensor:
+    """Ascending indices (M,) of `shots` images of each class, all of them where a class has fewer (as CoOp).
+
+    The same seed gives the same images, and more shots add to them; they are not CoOp's own choice, which
+    hangs on the state of Python's generator. Raises UserError for shots below 1.
+    """
+    if shots < 1:
+        raise UserError(f"data.shots={shots}: expected at least 1, or null for all images")
+    drawn = np.random.default_rng(seed).random(len(labels))
+    order = torch.from_numpy(np.lexsort((drawn, labels.numpy())))
+    of_class = labels[order]
+    rank = torch.arange(len(order)) - torch.searchsorted(of_class, of_class)
+    return order[rank < shots].sort().values
+
+
+def class_range(count: int, classes: Classes) -> range:
+    """Labels of "all" of `count` classes, of the first ceil(count/2) ("base") or of the others ("novel").
+
+    Raises UserError for another word.
+    """
+    if classes not in _CLASSES:
+        raise UserError(f"classes {classes}: unknown; expected one of {', '.join(_CLASSES)}")
+    middle = (count + 1) // 2
+    return range(middle if classes == "novel" else 0, middle if classes == "base" else count)
+
+
+def select_classes(data: FileImages, classes: Classes, relabel: bool = True) -> FileImages:
+    """The images of the base or novel classes; labels from 0 and these names alone, unless not `relabel`.
+
+    Raises UserError as class_range.
+    """
+    chosen = class_range(len(data.names), classes)
+    inside = (data.labels >= chosen.start) & (data.labels < chosen.stop)
+    part = data.select(inside.nonzero().flatten())
+    if not relabel:
+        return part
+    names = data.names[chosen.start : chosen.stop]
+    return FileImages(part.root, part.files, part.labels - chosen.start, names)
+
+
+class CoOpData(ClassificationModuleBase):
+    """Training and validation images of a data set in CoOp's layout (see datasets/README.md).
+
+    Args:
+        root: folder that holds the data sets' folders (caltech-101, oxford_pets, ...).
+        dataset: one of COOP_SETS.
+        shots: training images of each class; None for all. Where a class has fewer, all of its own. The split
+        "val" then keeps at most min(shots, 4) of each class.
+        shots_seed: of the images that `shots` chooses.
+        classes: of the training images: all, base (the first half, rounded up) or novel.
+        val_classes: the same for validation; None for `classes`.
+        relabel: labels from 0 and names of the chosen classes alone, which both splits then share; else
+        labels and names stay those of the whole data set.
+        val_split: which images validation reads: test or val.
+        kwargs: see ClassificationModuleBase.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        dataset: str,
+        shots: int | None = None,
+        shots_seed: int = 0,
+        classes: Classes = "all",
+        val_classes: Classes | None = None,
+        relabel: bool = False,
+        val_split: Literal["val", "test"] = "test",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        val_classes = classes if val_classes is None else val_classes
+        for key, value in (("classes", classes), ("val_classes", val_classes)):
+            if value not in _CLASSES:
+                raise UserError(f"data.{key}={value}: expected one of {', '.join(_CLASSES)}")
+        if relabel and classes != val_classes:
+            raise UserError(
+                f"data.relabel: classes={classes} and val_classes={val_classes} would share labels; "
+                "set relabel=false or the same classes"
+            )
+        if val_split not in ("val", "test"):
+            raise UserError(f"data.val_split={val_split}: expected val or test")
+        if shots is not None and shots < 1:
+            raise UserError(f"data.shots={shots}: expected at least 1, or null for all images")
+        self.root, self.dataset = root, dataset
+        self.shots, self.shots_seed = shots, shots_seed
+        self.classes: dict[Split, Classes] = {"train": classes, "val": val_classes}
+        self.relabel, self.val_split = relabel, val_split
+
+    def build(self, split: Split) -> FileImages:
+        """The split's images. Raises UserError as open_coop, and where nothing is left."""
+        source = "train" if split == "train" else self.val_split
+        data = open_coop(self.root, self.dataset, source)
+        if self.shots is not None and source != "test":
+            shots = self.shots if source == "train" else min(self.shots, _VAL_SHOTS)
+            data = data.select(few_shot_indices(data.labels, shots, self.shots_seed))
+        data = select_classes(data, self.classes[split], self.relabel)
+        if not len(data):
+            raise UserError(f"{self.dataset}: {source} has no images of the {self.classes[split]} classes")
+        return data
