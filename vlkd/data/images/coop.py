@@ -81,8 +81,8 @@ _RENAMED = {
 def open_coop(root: str | Path, dataset: str, split: str) -> FileImages:
     """All images of a split ("train", "val", "test") of one of COOP_SETS, below `root`.
 
-    ImageNet's "test" are its validation images. An ImageNet variant has the same images in "train" and "test";
-    of ImageNet-A and -R the classes are the 200 that they have. None of these five has "val".
+    ImageNet's "test" are its validation images. An ImageNet variant has the same images in "train" and
+    "test"; of ImageNet-A and -R the classes are the 200 that they have. None of these five has "val".
 
     Raises UserError for an unknown data set or split, missing files and images, labels without train images,
     and classes without a name.
