@@ -14,6 +14,7 @@ from vlkd.errors import UserError
 from vlkd.models.projector import (
     FitNetRegressor,
     NDProjector,
+    PromptProjector,
     ReviewFusion,
     SharedHeadProjector,
     TokenProjector,
@@ -142,6 +143,42 @@ def test_nd_projector() -> None:
     assert not torch.allclose(projector(x), dropped)
 
 
+def test_prompt_projector_is_that_of_promptkd() -> None:
+    case = read("promptkd_projector")
+    projector = PromptProjector(64, 96)
+    projector.load_state_dict(
+        {
+            key.removeprefix("before_layer"): x.flatten(1) if x.ndim == 4 else x
+            for key, x in case.items()
+            if key.startswith("before_layer")
+        }
+    )
+    x = case["x_train"].requires_grad_()
+    found = projector(x)
+    torch.testing.assert_close(found, case["y_train"], rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found.square().mean(), x)
+    expected = case["grad_x_of_mean_square"]
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=2e-5 * expected.abs().max().item())
+    torch.testing.assert_close(projector[1].running_mean, case["after_running_mean"])
+    torch.testing.assert_close(projector[1].running_var, case["after_running_var"])
+    with torch.no_grad():
+        found = projector.eval()(case["x_eval"])
+    torch.testing.assert_close(found, case["y_eval"], rtol=1e-4, atol=1e-6)
+
+
+def test_prompt_projector_layers_and_widths() -> None:
+    assert sum(x.numel() for x in PromptProjector(512, 768).parameters()) == 986_112
+    linear = [part for part in PromptProjector(6, 4, layers=3, hidden=9) if isinstance(part, nn.Linear)]
+    assert [(part.in_features, part.out_features) for part in linear] == [(6, 9), (9, 9), (9, 4)]
+    single = PromptProjector(6, 4, layers=1)
+    assert len(single) == 1 and single(torch.randn(1, 6)).shape == (1, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert PromptProjector(6, 4)(torch.randn(3, 6).bfloat16()).dtype == torch.float32
+    for layers in (0, 4):
+        with pytest.raises(UserError, match=f"{layers} layers; expected 1, 2 or 3"):
+            PromptProjector(6, 4, layers=layers)
+
+
 def test_token_projector() -> None:
     assert TokenProjector(6, 4)(torch.randn(2, 9, 6)).shape == (2, 9, 4)
 
@@ -150,6 +187,7 @@ def test_token_projector() -> None:
     "run",
     [
         lambda: NDProjector(6, 4)(torch.randn(1, 6)),
+        lambda: PromptProjector(6, 4)(torch.randn(1, 6)),
         lambda: FitNetRegressor(6, 4)(torch.randn(1, 6, 1, 1)),
         lambda: SharedHeadProjector(6, 4)(torch.randn(1, 6, 1, 1), torch.randn(1, 4, 1, 1), nn.Linear(4, 2)),
         lambda: ReviewFusion([6], [(4, 1, 1)])([torch.randn(1, 6, 1, 1)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,32 @@ class NDProjector(nn.Sequential):
         """(B,student_width) -> (B,teacher_width)."""
         with batch_of_one():
             return super().forward(pooled)
+
+
+class PromptProjector(nn.Sequential):
+    """`layers` linear maps with BatchNorm and ReLU between: (B,student_width) -> (B,teacher_width).
+
+    PromptKD (CVPR 2024): 2 layers, hidden = teacher width; the published 1x1 convolutions are the same map.
+    Runs in its own precision inside autocast. Raises UserError for a number of layers other than 1 to 3,
+    and for a batch of one in training with more than one layer.
+    """
+
+    def __init__(
+        self, student_width: int, teacher_width: int, layers: int = 2, hidden: int | None = None
+    ) -> None:
+        if layers not in (1, 2, 3):
+            raise UserError(f"PromptKD projector: {layers} layers; expected 1, 2 or 3")
+        widths = [student_width, *[hidden or teacher_width] * (layers - 1), teacher_width]
+        parts: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+        for before, after in itertools.pairwise(widths[1:]):
+            parts += [nn.BatchNorm1d(before), nn.ReLU(), nn.Linear(before, after)]
+        super().__init__(*parts)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B,student_width) -> (B,teacher_width)."""
+        own = next(self.parameters()).dtype
+        with batch_of_one(), torch.autocast(pooled.device.type, enabled=False):
+            return super().forward(pooled.to(own))
 
 
 class TokenProjector(nn.Linear):
