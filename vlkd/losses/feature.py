@@ -167,11 +167,12 @@ def _stages(name: str, student_maps: Maps, teacher_maps: Maps) -> Iterator[tuple
                 f"{name}: maps of student {_text(s)} and teacher {_text(t)}, expected (B,C,h,w) of one batch"
             )
         size = (min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3]))
-        yield _pooled(full(s), size), _pooled(full(t), size)
+        yield pooled_to(full(s), size), pooled_to(full(t), size)
 
 
-def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size)
+def pooled_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B,C,h,w) average-pooled to the grid `size`; as they are where they have it."""
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, (size[0], size[1]))
 
 
 def _alike(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,8 +183,8 @@ class Distiller(LightningModule):
         place = (first + torch.arange(size)) * sampler.num_replicas + sampler.rank
         return place >= len(sampler.dataset)  # type: ignore[arg-type]
 
-    def configure_optimizers(self) -> Any:
-        """The optimiser over `parameter_groups`, learning rate by step."""
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser over `parameter_groups` at the peak rate."""
         groups = []
         for name, parameters in self.parameter_groups().items():
             rate = self.lr * (self.backbone_lr_scale if name == "backbone" else 1.0)
@@ -194,11 +194,13 @@ class Distiller(LightningModule):
             for decay, members in ((self.weight_decay, decays), (0.0, others)):
                 if members:
                     groups.append({"params": members, "lr": rate, "weight_decay": decay})
-        optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=self.nesterov)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=self.lr)
+            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=self.nesterov)
+        return torch.optim.AdamW(groups, lr=self.lr)
+
+    def configure_optimizers(self) -> Any:
+        """`build_optimizer`, learning rate by step."""
+        optimizer = self.build_optimizer()
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         steps = self.trainer.estimated_stepping_batches

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlkd import losses
 from vlkd.errors import UserError
+from vlkd.losses.feature import pooled_to
 from vlkd.models.classifier import Outputs
 from vlkd.models.projector import FitNetRegressor, ReviewFusion, VIDRegressor
 
@@ -45,7 +46,7 @@ class Term(nn.Module):
 class LogitTerm(Term):
     """kd, dkd, dist, sinkhorn: between logits; `standardise` z-scores both sides first."""
 
-    def __init__(self, pair: Pair, function: Callable[..., Tensor], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Tensor], options: dict[str, Any]) -> None:
         super().__init__()
         self.standardise = bool(options.pop("standardise", False))
         self.function, self.options = function, options
@@ -62,7 +63,7 @@ class LogitTerm(Term):
 class PooledTerm(Term):
     """rkd, pkt: between pooled features, whose widths may differ."""
 
-    def __init__(self, pair: Pair, function: Callable[..., Tensor], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Tensor], options: dict[str, Any]) -> None:
         super().__init__()
         self.function, self.options = function, options
 
@@ -252,10 +253,10 @@ def build_term(name: str, pair: Pair, options: dict[str, Any]) -> Term:
     options = {**_DEFAULTS.get(name, {}), **options}
     if name in _LOGITS:
         check_options(name, _LOGITS[name], options, extra=("standardise",))
-        return LogitTerm(pair, _LOGITS[name], options)
+        return LogitTerm(_LOGITS[name], options)
     if name in _POOLED:
         check_options(name, _POOLED[name], options)
-        return PooledTerm(pair, _POOLED[name], options)
+        return PooledTerm(_POOLED[name], options)
     if name in _MAPS:
         check_options(name, _MAPS[name], options)
         return MapTerm(pair, _MAPS[name], options)
@@ -308,6 +309,4 @@ def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Maps (B,C,h,w), each side average-pooled to the smaller of both grids."""
     (h, w), (rows, columns) = student.shape[-2:], teacher.shape[-2:]
     size = (min(h, rows), min(w, columns))
-    if (h, w) != size:
-        student = F.adaptive_avg_pool2d(student, size)
-    return student, teacher if (rows, columns) == size else F.adaptive_avg_pool2d(teacher, size)
+    return pooled_to(student, size), pooled_to(teacher, size)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkd.errors import UserError
+from vlkd.losses.feature import pooled_to
 from vlkd.models.cifar.network import conv1x1, conv3x3
 
 
@@ -101,13 +102,13 @@ class SharedHeadProjector(nn.Module):
         Raises UserError for a batch of one in training where BatchNorm sees a single value.
         """
         student = self.project(student_map, teacher_map.shape[-2:])
-        return student, _pooled_to(teacher_map, student.shape[-2:]), self.classify(student, head)
+        return student, pooled_to(teacher_map, student.shape[-2:]), self.classify(student, head)
 
     def project(self, student_map: Tensor, grid: Sequence[int]) -> Tensor:
         """(B,student_channels,h,w) -> (B,teacher_channels,h',w'), h' and w' at most the teacher's `grid`."""
         size = [min(a, b) for a, b in zip(student_map.shape[-2:], grid, strict=True)]
         with batch_of_one():
-            return self.transfer(_pooled_to(student_map, size))
+            return self.transfer(pooled_to(student_map, size))
 
     @staticmethod
     def classify(projected: Tensor, head: nn.Linear) -> Tensor:
@@ -229,10 +230,6 @@ def _normalised(convolution: nn.Conv2d) -> tuple[nn.Module, ...]:
     return convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)
 
 
-def _pooled_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    return x if list(x.shape[-2:]) == list(size) else F.adaptive_avg_pool2d(x, (size[0], size[1]))
-
-
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B,C,h,w) -> (B,C,*size): average-pooled where it shrinks, nearest where it grows."""
-    return _pooled_to(F.interpolate(x, [max(a, b) for a, b in zip(x.shape[-2:], size, strict=True)]), size)
+    return pooled_to(F.interpolate(x, [max(a, b) for a, b in zip(x.shape[-2:], size, strict=True)]), size)

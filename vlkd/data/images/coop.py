@@ -19,6 +19,7 @@ from torch import Tensor
 from vlkd.data.files import need_folder
 from vlkd.data.images.files import FileImages, images_below
 from vlkd.data.images.folder import class_folders, open_folder
+from vlkd.data.images.long_tail import first_of_each
 from vlkd.data.images.module import ClassificationModuleBase, Split
 from vlkd.errors import UserError
 from vlkd.text.names import nearest_hint
@@ -242,10 +243,8 @@ def few_shot_indices(labels: Tensor, shots: int, seed: int = 0) -> Tensor:
     if shots < 1:
         raise UserError(f"data.shots={shots}: expected at least 1, or null for all images")
     drawn = np.random.default_rng(seed).random(len(labels))
-    order = torch.from_numpy(np.lexsort((drawn, labels.numpy())))
-    of_class = labels[order]
-    rank = torch.arange(len(order)) - torch.searchsorted(of_class, of_class)
-    return order[rank < shots].sort().values
+    shuffled = torch.from_numpy(drawn.argsort(kind="stable"))
+    return first_of_each(labels, shuffled, torch.full_like(torch.bincount(labels), shots))
 
 
 def class_range(count: int, classes: Classes) -> range:

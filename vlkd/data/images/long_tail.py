@@ -33,8 +33,12 @@ def long_tail_indices(labels: Tensor, classes: int, imbalance_factor: float, see
     largest = int(torch.bincount(labels, minlength=classes).max())
     counts = torch.tensor(long_tail_counts(largest, classes, imbalance_factor))
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
+    return first_of_each(labels, shuffled, counts)
+
+
+def first_of_each(labels: Tensor, shuffled: Tensor, counts: Tensor) -> Tensor:
+    """Ascending indices (M,) of the first counts (K,) images of each class in the order `shuffled` (N,)."""
     order = shuffled[labels[shuffled].argsort(stable=True)]
     of_class = labels[order]
-    first = torch.searchsorted(of_class, of_class)
-    rank = torch.arange(len(order)) - first
+    rank = torch.arange(len(order)) - torch.searchsorted(of_class, of_class)
     return order[rank < counts[of_class]].sort().values

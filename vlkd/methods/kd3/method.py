@@ -140,12 +140,9 @@ class KD3(ClassifierDistiller):
 
     def configure_optimizers(self) -> Any:
         """As in Distiller, but the rate goes by epochs, because their number of steps changes."""
-        schedule, self.schedule = self.schedule, "constant"
-        optimizer = super().configure_optimizers()
-        self.schedule = schedule
-        epochs, milestones = self._epochs, self.milestones
+        optimizer, epochs = self.build_optimizer(), self._epochs
         course = LambdaLR(
-            optimizer, lambda epoch: learning_rate_factor(epoch, epochs, 0, schedule, milestones)
+            optimizer, lambda epoch: learning_rate_factor(epoch, epochs, 0, self.schedule, self.milestones)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": course, "interval": "epoch"}}
 
