@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from vlkd.data import CoOpData
-from vlkd.data.images.coop import (
-    COOP_SETS,
-    class_range,
-    few_shot_indices,
-    open_coop,
-    select_classes,
-)
+from vlkd.data.images.coop import COOP_SETS, open_coop, select_classes
 from vlkd.errors import UserError
 
 # Data set: folder, images, split file, path of an image of class k, names in the split file, names shown.
@@ -244,13 +236,6 @@ def test_every_set_has_a_reader_here() -> None:
 # --- parts -------------------------------------------------------------------------------------------------
 
 
-def test_halves_of_the_classes() -> None:
-    assert class_range(47, "base") == range(24) and class_range(47, "novel") == range(24, 47)
-    assert class_range(10, "base") == range(5) and class_range(10, "all") == range(10)
-    with pytest.raises(UserError, match="classes new: unknown; expected one of all, base, novel"):
-        class_range(10, "new")  # type: ignore[arg-type]
-
-
 def test_select_classes(tmp_path: Path) -> None:
     make_json_set(tmp_path, "dtd")
     data = open_coop(tmp_path, "dtd", "test")
@@ -260,17 +245,6 @@ def test_select_classes(tmp_path: Path) -> None:
     assert int(novel.image(0).mean().round()) == 20
     kept = select_classes(data, "novel", relabel=False)
     assert kept.names == data.names and kept.labels.tolist() == [2]
-
-
-def test_few_shots_follow_the_seed() -> None:
-    labels = torch.tensor([0] * 40 + [1] * 3 + [2] * 20)[torch.randperm(63, generator=torch.Generator())]
-    found = few_shot_indices(labels, 4, seed=1)
-    assert Counter(labels[found].tolist()) == {0: 4, 1: 3, 2: 4}
-    assert torch.equal(found, found.unique()) and torch.equal(found, few_shot_indices(labels, 4, seed=1))
-    assert not torch.equal(found, few_shot_indices(labels, 4, seed=2))
-    assert set(found.tolist()) < set(few_shot_indices(labels, 8, seed=1).tolist())
-    with pytest.raises(UserError, match=r"data\.shots=0"):
-        few_shot_indices(labels, 0)
 
 
 # --- the module --------------------------------------------------------------------------------------------
@@ -306,6 +280,31 @@ def test_module_shots_and_splits(tmp_path: Path) -> None:
     assert set(half.files) < set(module(tmp_path, shots=2).build("train").files)
 
 
+def test_the_second_half_is_novel_whatever_is_trained_on(tmp_path: Path) -> None:
+    make_json_set(tmp_path, "dtd")
+    assert module(tmp_path).novel == frozenset()
+    for options in ({}, {"shots": 1, "classes": "base"}, {"val_classes": "novel"}):
+        assert module(tmp_path, novel_half=True, **options).novel == {2}
+    few = module(tmp_path, novel_half=True, shots=2, classes="base", val_classes="all")
+    assert few.class_counts.tolist() == [2, 2, 0] and len(few.names) == 3
+    assert few.val_dataset is not None and few.val_dataset.labels.tolist() == [0, 1, 2]
+
+
+def test_a_variant_trains_on_its_test_images(tmp_path: Path) -> None:
+    folder, images = VARIANTS["imagenet_r"]
+    write_names(tmp_path / folder)
+    for k, wnid in enumerate(WNIDS):
+        save(tmp_path / folder / images / wnid / "x.jpg", 50 * k)
+    options = {"classes": "all", "val_split": "test", "image_size": 8, "num_workers": 0, "batch_size": 3}
+    data = CoOpData(str(tmp_path), "imagenet_r", **options)  # type: ignore[arg-type]
+    data.setup()
+    assert data.names == tuple(WNIDS.values()) and data.novel == frozenset()
+    assert data.train_dataset is not None and data.val_dataset is not None
+    assert data.train_dataset.fingerprint() == data.val_dataset.fingerprint()
+    assert next(iter(data.train_dataloader()))["images"].shape == (3, 3, 8, 8)
+    assert next(iter(data.val_dataloader()))["labels"].tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -314,6 +313,7 @@ def test_module_shots_and_splits(tmp_path: Path) -> None:
         ({"classes": "base", "val_classes": "novel", "relabel": True}, r"data\.relabel: classes=base"),
         ({"val_split": "train"}, r"data\.val_split=train: expected val or test"),
         ({"shots": 0}, r"data\.shots=0: expected at least 1"),
+        ({"novel_half": True, "relabel": True}, r"data\.novel_half: relabel names a half"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -376,3 +376,32 @@ def test_a_split_file_of_another_form(tmp_path: Path) -> None:
     save(tmp_path / "dtd/images/a.jpg")
     with pytest.raises(UserError, match="a class name is empty"):
         open_coop(tmp_path, "dtd", "train")
+
+
+def test_two_classes_of_one_name(tmp_path: Path) -> None:
+    path = make_json_set(tmp_path, "dtd")
+    stored = json.loads(path.read_text())
+    for split in stored:
+        stored[split] = [
+            [file, label, "banded_" if label == 2 else name] for file, label, name in stored[split]
+        ]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(
+        UserError, match=r'\.json: labels 0 and 2 are both called "banded"; every class'
+    ) as caught:
+        open_coop(tmp_path, "dtd", "train")
+    assert "\n" not in str(caught.value)
+    base = tmp_path / "fgvc_aircraft"
+    save(base / "images/1.jpg")
+    (base / "variants.txt").write_text("Dash 8\n707\nDash_8\n")
+    (base / "images_variant_train.txt").write_text("1 707\n")
+    with pytest.raises(UserError, match=r'variants\.txt: labels 0 and 2 are both called "Dash 8"'):
+        open_coop(tmp_path, "fgvc_aircraft", "train")
+
+
+def test_imagenet_may_name_two_classes_alike(tmp_path: Path) -> None:
+    # CLIP's names, which CoOp's list holds, call two of ImageNet's classes "sunglasses".
+    make_imagenet(tmp_path)
+    path = tmp_path / "imagenet/classnames.txt"
+    path.write_text(path.read_text().replace("goldfish", "tench"))
+    assert open_coop(tmp_path, "imagenet", "train").names == ("tench", "tench", "great white shark")

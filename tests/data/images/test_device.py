@@ -118,23 +118,52 @@ def test_processes_share_an_epoch(data: DeviceImages, world: int) -> None:
     assert torch.equal(images[:COUNT], joined(alone, "images"))
 
 
+def test_views_repeat_the_pixels_of_the_first_epochs_in_another_order(data: DeviceImages) -> None:
+    def by_index(batches: list[dict[str, Tensor]]) -> Tensor:
+        return joined(batches, "images")[joined(batches, "indices").argsort()]
+
+    shown = [epoch(loader(data, batch=COUNT, views=2), number) for number in range(4)]
+    for number, batches in enumerate(shown):
+        free = epoch(loader(data, batch=COUNT), number)
+        assert set(free[0]) == set(batches[0]) - {"views"}, "without views there is no such key"
+        assert torch.equal(joined(free, "indices"), joined(batches, "indices"))
+        assert batches[0]["views"].dtype == torch.int64
+        assert joined(batches, "views").tolist() == [number % 2] * COUNT
+        first = epoch(loader(data, batch=COUNT), number % 2)
+        assert torch.equal(by_index(batches), by_index(first))
+        assert torch.equal(by_index(batches), by_index(free)) == (number < 2)
+    assert not torch.equal(by_index(shown[0]), by_index(shown[1]))
+    plain = epoch(loader(data, augment=None, views=3), 2)
+    assert set(joined(plain, "views").tolist()) == {2}
+
+
+def test_processes_share_an_epoch_of_a_view(data: DeviceImages) -> None:
+    shares = [epoch(loader(data, world=(2, r), drop_last=False, views=2), 3) for r in range(2)]
+    alone = epoch(loader(data, drop_last=False, views=2), 3)
+    for key in ("images", "indices", "views"):
+        mixed = torch.stack([joined(share, key) for share in shares], 1).flatten(0, 1)
+        assert torch.equal(mixed[:COUNT], joined(alone, key))
+
+
+@pytest.mark.parametrize("views", [None, 2])
 @pytest.mark.parametrize("drop_last", [True, False])
-def test_resumes_within_an_epoch(data: DeviceImages, drop_last: bool) -> None:
-    whole = epoch(loader(data, drop_last=drop_last), 3)
-    assert len(whole) == len(loader(data, drop_last=drop_last)) == (4 if drop_last else 5)
-    source = loader(data, drop_last=drop_last)
+def test_resumes_within_an_epoch(data: DeviceImages, drop_last: bool, views: int | None) -> None:
+    options = {"drop_last": drop_last, "views": views}
+    whole = epoch(loader(data, **options), 3)
+    assert len(whole) == len(loader(data, **options)) == (4 if drop_last else 5)
+    source = loader(data, **options)
     source.sampler.set_epoch(3)
     batches = iter(source)
     begun = [next(batches), next(batches)]
     state = source.state_dict()
     assert state == {"epoch": 3, "batches": 2}
-    resumed = loader(data, drop_last=drop_last)
+    resumed = loader(data, **options)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
     assert same(whole, begun + epoch(resumed, 3))
     assert same(whole, epoch(resumed, 3))
     resumed.load_state_dict({"epoch": 3, "batches": len(whole)})
-    assert same(epoch(loader(data, drop_last=drop_last), 4), epoch(resumed, 4))
+    assert same(epoch(loader(data, **options), 4), epoch(resumed, 4))
 
 
 def test_a_chosen_part_begins_with_the_next_epoch_and_is_resumed(data: DeviceImages) -> None:

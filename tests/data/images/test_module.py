@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,81 @@ def test_a_pass_sees_each_image_once_in_order(root: Path, pipeline: str) -> None
         assert torch.equal(joined(first, "images")[batch["indices"]], batch["images"])
 
 
+@pytest.mark.parametrize("pipeline", ["device", "loader"])
+def test_views_repeat_and_a_pass_shows_each(root: Path, pipeline: str) -> None:
+    data = module(root, pipeline=pipeline, views=2, batch_size=18)
+    free = module(root, pipeline=pipeline, batch_size=18)
+    passes = [joined(data.train_pass(True, view), "images") for view in range(2)]
+    assert not torch.equal(*passes)
+    loader, other = data.train_dataloader(), free.train_dataloader()
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        other.sampler.set_epoch(epoch)
+        (batch,), (expected,) = loader, other
+        assert "views" not in expected and torch.equal(batch["indices"], expected["indices"])
+        assert batch["views"].dtype == torch.int64 and batch["views"].tolist() == [epoch % 2] * 18
+        assert torch.equal(batch["labels"], data.train_labels[batch["indices"]])
+        assert torch.equal(batch["images"], passes[epoch % 2][batch["indices"]])
+        assert torch.equal(batch["images"], expected["images"]) == (epoch < 2)
+        assert torch.equal(
+            joined(free.train_pass(True, epoch), "images")[batch["indices"]], expected["images"]
+        )
+    assert torch.equal(joined(data.train_pass(False, 1), "images"), joined(free.train_pass(False), "images"))
+    assert data.train_fingerprint() == free.train_fingerprint()
+    assert data.train_fingerprint(augmented=False) == free.train_fingerprint(augmented=False)
+
+
+def test_an_epoch_of_a_view_goes_on_where_it_stopped(root: Path) -> None:
+    whole = module(root, pipeline="loader", views=2).train_dataloader()
+    whole.sampler.set_epoch(3)
+    expected = list(whole)
+    resumed = module(root, pipeline="loader", views=2).train_dataloader()
+    resumed.load_state_dict({"epoch": 3, "batches": 2})
+    resumed.sampler.set_epoch(3)
+    rest = list(resumed)
+    assert len(rest) == 2 and joined(rest, "views").tolist() == [1] * 8
+    for a, b in zip(rest, expected[2:], strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+@pytest.mark.parametrize("pipeline", ["device", "loader"])
+def test_a_part_of_each_class_is_held_out(root: Path, pipeline: str) -> None:
+    whole = module(root, pipeline=pipeline)
+    data = module(root, pipeline=pipeline, holdout=0.3, val_batch_size=4)
+    assert data.class_counts.tolist() == [4, 4, 4] and len(data.train_labels) == 12
+    assert data.train_dataset is not None and data.held_out_dataset is not None
+    assert data.held_out_dataset.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    held, trained = set(data.held_out_dataset.files), set(data.train_dataset.files)  # type: ignore[attr-defined]
+    assert not held & trained and held | trained == set(whole.train_dataset.files)  # type: ignore[union-attr]
+    batches = list(data.held_out_pass())
+    assert [len(batch["labels"]) for batch in batches] == [4, 2] and "views" not in batches[0]
+    assert torch.equal(joined(batches, "indices"), torch.arange(6))
+    places = [whole.train_dataset.files.index(file) for file in data.held_out_dataset.files]  # type: ignore
+    assert torch.equal(joined(batches, "images"), joined(whole.train_pass(False), "images")[places])
+    assert len(joined(data.train_pass(False), "indices")) == 12
+    assert sorted(joined(data.val_dataloader(), "labels").tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+    same, other = (module(root, pipeline=pipeline, holdout=0.3, subset_seed=seed, seed=9) for seed in (0, 1))
+    assert set(same.held_out_dataset.files) == held != set(other.held_out_dataset.files)  # type: ignore
+    assert data.train_fingerprint() != whole.train_fingerprint()
+    with pytest.raises(UserError, match=r"data\.holdout=0: no training image is held out"):
+        whole.held_out_pass()
+
+
+def test_the_held_out_part_is_one_of_what_is_trained_on(root: Path) -> None:
+    tail = module(root, imbalance_factor=6.0, holdout=0.5)
+    assert tail.class_counts.tolist() == [3, 1, 1]
+    assert tail.held_out_dataset is not None and tail.held_out_dataset.labels.tolist() == [0, 0, 0, 1]
+    few = module(root, limit=10, holdout=0.2)
+    assert few.held_out_dataset is not None and len(few.train_labels) + len(few.held_out_dataset) == 10
+    with pytest.raises(UserError, match=r"data\.holdout=0\.2: no class has two training images"):
+        module(root, limit=1, holdout=0.2)
+
+
+def test_no_class_is_novel_unless_the_data_say_so(root: Path) -> None:
+    assert module(root).novel == frozenset()
+
+
 def test_limits_and_long_tail_touch_training_and_say_so(root: Path) -> None:
     whole = module(root)
     tail = module(root, imbalance_factor=6.0)
@@ -138,6 +212,11 @@ def test_faults(root: Path) -> None:
         module(root, batch_size=0)
     with pytest.raises(UserError, match=r"data\.pipeline=gpu"):
         module(root, pipeline="gpu")
+    with pytest.raises(UserError, match=r"data: .* and views must be at least 1"):
+        module(root, views=0)
+    for part in (-0.1, 1.0):
+        with pytest.raises(UserError, match=rf"data\.holdout={part}: expected a part of each class"):
+            module(root, holdout=part)
     (root / "train/ant/2.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"ant/2\.png: image cannot be read"):
         module(root, num_workers=1).train_dataloader()
@@ -171,15 +250,31 @@ model:
   init_args: {student: "toy_images:ToyNet", num_classes: 3, image_size: 16, weights: {ce: 1.0}, lr: 0.1}
 data:
   class_path: vlkd.data.ClassificationData
-  init_args: {root: ROOT, image_size: 16, batch_size: 4, num_workers: 0, pipeline: PIPELINE}
+  init_args: {root: ROOT, image_size: 16, batch_size: 4, num_workers: 0, pipeline: PIPELINE, views: VIEWS}
 trainer: {max_epochs: 3, accelerator: cpu, enable_model_summary: false}
 """
 
 
-@pytest.mark.parametrize(("pipeline", "step"), [("device", 2), ("device", 6), ("loader", 6), ("device", 8)])
-def test_an_interrupted_run_is_resumed_exactly(root: Path, tmp_path: Path, pipeline: str, step: int) -> None:
+@pytest.mark.parametrize(
+    ("pipeline", "step", "views"),
+    [
+        ("device", 2, "null"),
+        ("device", 6, "null"),
+        ("loader", 6, "null"),
+        ("device", 8, "null"),
+        ("device", 6, "2"),
+        ("loader", 9, "2"),
+    ],
+)
+def test_an_interrupted_run_is_resumed_exactly(
+    root: Path, tmp_path: Path, pipeline: str, step: int, views: str
+) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(textwrap.dedent(CONFIG).replace("ROOT", str(root)).replace("PIPELINE", pipeline))
+    values = {"ROOT": str(root), "PIPELINE": pipeline, "VIEWS": views}
+    text = CONFIG
+    for name, value in values.items():
+        text = text.replace(name, value)
+    config.write_text(text)
     assert_resume_is_exact(config, tmp_path, step)
 
 

@@ -230,9 +230,10 @@ def test_faults_are_one_line(root: Path) -> None:
 
 
 def test_a_pool_of_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    private = WorldClassificationData(train_images=10, val_images=8, size=16)
+    private = WorldClassificationData(train_images=10, val_images=8, size=16, novel=["bus"])
     data = WorldWebData(private, images=30, size=16, batch_size=8)
     data.setup("fit")
+    assert data.novel == {1}
     assert data.pool_size == 30 and data.names == private.names and len(data.names) == 34
     assert private.train_dataset is None, "private training images are never opened"
     batches = list(data.train_dataloader())

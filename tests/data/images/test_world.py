@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from vlkd.data import WorldClassificationData
 from vlkd.data.images import world
-from vlkd.data.world import OBJECTS, World
+from vlkd.data.images.device import DeviceImages
+from vlkd.data.world import OBJECTS, World, domains
 from vlkd.errors import UserError
 
 
@@ -32,6 +34,74 @@ def test_pictures_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = WorldClassificationData(train_images=20, val_images=6, size=24)
     again.setup()
     assert again.train_fingerprint() == data.train_fingerprint()
+
+
+def module(**options: Any) -> WorldClassificationData:
+    data = WorldClassificationData(**{"train_images": 120, "val_images": 60, "size": 12, **options})
+    data.setup()
+    return data
+
+
+def test_novel_classes_by_name_and_by_list() -> None:
+    assert module().novel == frozenset()
+    named = [tuple(OBJECTS)[k] for k in sorted(module(novel="world").novel)]
+    assert named == ["bus", "sailboat", "lighthouse", "fir", "hamburger", "ladybug", "rabbit", "hat"]
+    assert module(novel=["cat", "car"]).novel == {0, tuple(OBJECTS).index("cat")}
+    with pytest.raises(UserError, match=r"novel class 'lihgthouse' is not .*nearest: \"lighthouse\""):
+        module(novel=["lihgthouse"])
+    with pytest.raises(UserError, match=r'data\.novel=coco_gkc: expected a list of names, "world" or null'):
+        module(novel="coco_gkc")
+
+
+def test_training_pictures_of_some_classes_and_shots() -> None:
+    whole = module(novel="world")
+    counts = whole.class_counts
+    novel = torch.tensor([k in whole.novel for k in range(34)])
+    base, rest = module(novel="world", classes="base"), module(novel="world", classes="novel")
+    assert torch.equal(base.class_counts, counts.masked_fill(novel, 0)) and base.novel == whole.novel
+    assert torch.equal(rest.class_counts, counts.masked_fill(~novel, 0)) and len(rest.train_labels) > 0
+    few = module(novel="world", classes="base", shots=2)
+    assert torch.equal(few.class_counts, base.class_counts.clamp(max=2))
+    for data in (base, rest, few):
+        assert data.names == tuple(OBJECTS) and data.val_fingerprint() == whole.val_fingerprint()
+    chosen = {module(shots=2, shots_seed=seed).train_fingerprint() for seed in (0, 0, 1)}
+    assert len(chosen) == 2
+    with pytest.raises(UserError, match=r"data\.classes=base: data\.novel names no class"):
+        module(classes="base")
+    with pytest.raises(UserError, match=r"data\.classes=old: expected one of all, base, novel"):
+        module(classes="old", novel="world")
+    with pytest.raises(UserError, match=r"data\.shots=0"):
+        module(shots=0)
+    with pytest.raises(UserError, match=r"no training picture is of the novel classes"):
+        module(classes="novel", novel=[whole.names[int(c)] for c in (counts == 0).nonzero()[:1]])
+
+
+@pytest.mark.parametrize("domain", ["night", "sketch", "infrared"])
+def test_a_domain_shows_the_same_pictures_otherwise(
+    domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path))
+    plain, data = (module(train_images=20, val_images=6, domain=d) for d in ("plain", domain))
+    for first, before, after in (
+        (0, plain.train_dataset, data.train_dataset),
+        (world._VAL_START, plain.val_dataset, data.val_dataset),
+    ):
+        assert isinstance(before, DeviceImages) and isinstance(after, DeviceImages)
+        assert torch.equal(before.labels, after.labels)
+        assert torch.equal(after.images, domains.shift(before.images, domain, 0, first))
+    part = module(train_images=8, val_images=2, domain=domain).train_dataset
+    assert isinstance(part, DeviceImages) and isinstance(data.train_dataset, DeviceImages)
+    assert torch.equal(part.images, data.train_dataset.images[:8])
+
+    monkeypatch.setattr(domains, "shift", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(world, "_render", lambda *_: pytest.fail("rendered again"))
+    again = module(train_images=20, val_images=6, domain=domain)
+    assert again.val_fingerprint() == data.val_fingerprint() != plain.val_fingerprint()
+
+
+def test_a_domain_is_one_of_four() -> None:
+    with pytest.raises(UserError, match=r'data\.domain=skech: unknown \(nearest: "sketch"\)'):
+        WorldClassificationData(domain="skech")
 
 
 def test_wrong_numbers() -> None:

@@ -12,21 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from vlkd.data.files import need_folder
 from vlkd.data.images.files import FileImages, images_below
 from vlkd.data.images.folder import class_folders, open_folder
-from vlkd.data.images.long_tail import first_of_each
 from vlkd.data.images.module import ClassificationModuleBase, Split
+from vlkd.data.images.select import (
+    Classes,
+    class_indices,
+    class_range,
+    few_shot_indices,
+    need_classes,
+    need_shots,
+)
 from vlkd.errors import UserError
 from vlkd.text.names import nearest_hint
 
-Classes = Literal["all", "base", "novel"]
 _SPLITS = ("train", "val", "test")
-_CLASSES = ("all", "base", "novel")
 _VAL_SHOTS = 4  # at most, as CoOp
 _YEAR_LAST = re.compile(r"(.+) (\d{4})")
 _JOINED_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -86,7 +89,7 @@ def open_coop(root: str | Path, dataset: str, split: str) -> FileImages:
     "test"; of ImageNet-A and -R the classes are the 200 that they have. None of these five has "val".
 
     Raises UserError for an unknown data set or split, missing files and images, labels without train images,
-    and classes without a name.
+    classes without a name, and two classes of one name (ImageNet's may have it: CLIP's names repeat some).
     """
     if dataset not in _LAYOUTS:
         raise UserError(
@@ -126,7 +129,7 @@ def _open_json(dataset: str, path: Path, images: Path, split: str) -> FileImages
             f"expected 0 to {len(names) - 1}"
         )
     _need_images(path, images, (file for part in _SPLITS for file, _, _ in parts[part]))
-    shown = tuple(_class_name(dataset, names[label], path) for label in range(len(names)))
+    shown = _distinct([_class_name(dataset, names[label], path) for label in range(len(names))], path)
     labels = torch.tensor([label for _, label, _ in parts[split]], dtype=torch.long)
     return FileImages(images, [file for file, _, _ in parts[split]], labels, shown)
 
@@ -166,7 +169,8 @@ def _open_aircraft(base: Path, images: Path, split: str) -> FileImages:
     if not files:
         raise UserError(f'{path}: names no images; expected lines "IMAGE VARIANT"')
     _need_images(path, images, files)
-    shown = tuple(_class_name("fgvc_aircraft", name, base / "variants.txt") for name in raw)
+    variants = base / "variants.txt"
+    shown = _distinct([_class_name("fgvc_aircraft", name, variants) for name in raw], variants)
     return FileImages(images, files, torch.tensor(labels), shown)
 
 
@@ -213,6 +217,17 @@ def _class_name(dataset: str, name: str, path: Path) -> str:
     return shown
 
 
+def _distinct(names: list[str], path: Path) -> tuple[str, ...]:
+    label_of: dict[str, int] = {}
+    for label, name in enumerate(names):
+        if label_of.setdefault(name, label) != label:
+            raise UserError(
+                f'{path}: labels {label_of[name]} and {label} are both called "{name}"; '
+                "every class needs a name of its own"
+            )
+    return tuple(names)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -234,38 +249,13 @@ def _need_images(path: Path, images: Path, files: Iterable[str]) -> None:
 # --- parts -------------------------------------------------------------------------------------------------
 
 
-def few_shot_indices(labels: Tensor, shots: int, seed: int = 0) -> Tensor:
-    """Ascending indices (M,) of `shots` images of each class, all of them where a class has fewer (as CoOp).
-
-    The same seed gives the same images, and more shots add to them; they are not CoOp's own choice, which
-    hangs on the state of Python's generator. Raises UserError for shots below 1.
-    """
-    if shots < 1:
-        raise UserError(f"data.shots={shots}: expected at least 1, or null for all images")
-    drawn = np.random.default_rng(seed).random(len(labels))
-    shuffled = torch.from_numpy(drawn.argsort(kind="stable"))
-    return first_of_each(labels, shuffled, torch.full_like(torch.bincount(labels), shots))
-
-
-def class_range(count: int, classes: Classes) -> range:
-    """Labels of "all" of `count` classes, of the first ceil(count/2) ("base") or of the others ("novel").
-
-    Raises UserError for another word.
-    """
-    if classes not in _CLASSES:
-        raise UserError(f"classes {classes}: unknown; expected one of {', '.join(_CLASSES)}")
-    middle = (count + 1) // 2
-    return range(middle if classes == "novel" else 0, middle if classes == "base" else count)
-
-
 def select_classes(data: FileImages, classes: Classes, relabel: bool = True) -> FileImages:
     """The images of the base or novel classes; labels from 0 and these names alone, unless not `relabel`.
 
     Raises UserError as class_range.
     """
     chosen = class_range(len(data.names), classes)
-    inside = (data.labels >= chosen.start) & (data.labels < chosen.stop)
-    part = data.select(inside.nonzero().flatten())
+    part = data.select(class_indices(data.labels, chosen))
     if not relabel:
         return part
     names = data.names[chosen.start : chosen.stop]
@@ -286,6 +276,7 @@ class CoOpData(ClassificationModuleBase):
         relabel: labels from 0 and names of the chosen classes alone, which both splits then share; else
         labels and names stay those of the whole data set.
         val_split: which images validation reads: test or val.
+        novel_half: the second half of the classes is `novel`; not together with relabel.
         kwargs: see ClassificationModuleBase.
     """
 
@@ -299,13 +290,14 @@ class CoOpData(ClassificationModuleBase):
         val_classes: Classes | None = None,
         relabel: bool = False,
         val_split: Literal["val", "test"] = "test",
+        novel_half: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         val_classes = classes if val_classes is None else val_classes
-        for key, value in (("classes", classes), ("val_classes", val_classes)):
-            if value not in _CLASSES:
-                raise UserError(f"data.{key}={value}: expected one of {', '.join(_CLASSES)}")
+        need_classes("data.classes", classes)
+        need_classes("data.val_classes", val_classes)
+        need_shots(shots)
         if relabel and classes != val_classes:
             raise UserError(
                 f"data.relabel: classes={classes} and val_classes={val_classes} would share labels; "
@@ -313,12 +305,14 @@ class CoOpData(ClassificationModuleBase):
             )
         if val_split not in ("val", "test"):
             raise UserError(f"data.val_split={val_split}: expected val or test")
-        if shots is not None and shots < 1:
-            raise UserError(f"data.shots={shots}: expected at least 1, or null for all images")
+        if relabel and novel_half:
+            raise UserError(
+                "data.novel_half: relabel names a half of the classes alone; set one of the two false"
+            )
         self.root, self.dataset = root, dataset
         self.shots, self.shots_seed = shots, shots_seed
         self.classes: dict[Split, Classes] = {"train": classes, "val": val_classes}
-        self.relabel, self.val_split = relabel, val_split
+        self.relabel, self.val_split, self.novel_half = relabel, val_split, novel_half
 
     def build(self, split: Split) -> FileImages:
         """The split's images. Raises UserError as open_coop, and where nothing is left."""
@@ -331,3 +325,7 @@ class CoOpData(ClassificationModuleBase):
         if not len(data):
             raise UserError(f"{self.dataset}: {source} has no images of the {self.classes[split]} classes")
         return data
+
+    def novel_labels(self) -> frozenset[int]:
+        """The second half of the labels under novel_half."""
+        return frozenset(class_range(len(self.names), "novel")) if self.novel_half else frozenset()

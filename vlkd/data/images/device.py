@@ -155,6 +155,8 @@ class DeviceLoader(Resumable):
         augment: None for the images as they are.
         trainer: the run's, if any (see Resumable).
         drop_last: leave out a last batch that is smaller, where there is another one.
+        views: epoch e shows the pixels of epoch e % views, and batches have that number as "views" (B,);
+        None: new pixels in each epoch.
     """
 
     def __init__(
@@ -165,9 +167,10 @@ class DeviceLoader(Resumable):
         augment: DeviceAugment | None = None,
         trainer: Trainer | None = None,
         drop_last: bool = True,
+        views: int | None = None,
     ) -> None:
         self.data, self.sampler, self.batch_size, self.augment = data, sampler, batch_size, augment
-        self.drop_last = drop_last
+        self.drop_last, self.views = drop_last, views
         self.start(trainer)
 
     def __len__(self) -> int:
@@ -179,13 +182,15 @@ class DeviceLoader(Resumable):
         batches = len(self)
         epoch, order = self.sampler.draw()
         device = self.data.images.device
+        view = epoch if self.views is None else epoch % self.views
         draws = None
         if self.augment is not None:
-            draws = self.augment.draws(len(self.data), self.sampler.seed, epoch).to(device)
+            draws = self.augment.draws(len(self.data), self.sampler.seed, view).to(device)
         for indices in torch.from_numpy(order).to(device).split(self.batch_size)[: batches - done]:
             done += 1
             self._finished(done)
-            yield augmented_batch(self.data, indices, self.augment, draws)
+            batch = augmented_batch(self.data, indices, self.augment, draws)
+            yield batch if self.views is None else {**batch, "views": torch.full_like(indices, view)}
 
 
 class DeviceEvalLoader:

@@ -26,6 +26,8 @@ from vlkd.data.loader import worker_error
 from vlkd.errors import UserError
 
 Batch = dict[str, Tensor]
+# Image (3,H,W), label, place in the data set, and the view where there are some.
+Item = tuple[Tensor, int, int] | tuple[Tensor, int, int, int]
 _DECODER = 1  # raise when decoded pixels change: stored pixels are keyed by it
 _CHUNK = 256
 _ASPECT = 4 / 3  # of a random part at most, as torchvision
@@ -147,18 +149,23 @@ def centre(image: NDArray[np.uint8], size: int, part: float) -> NDArray[np.uint8
 
 
 class TrainImages(Dataset):
-    """Augmented images, addressed by (epoch, index): same address, same pixels, in any process."""
+    """Augmented images, addressed by (epoch, index): same address, same pixels, in any process.
 
-    def __init__(self, data: ImageDataset, augment: FileAugment, seed: int) -> None:
-        self.data, self.augment, self.seed = data, augment, seed
+    With `views`, epoch e shows the pixels of epoch e % views, and an item ends with that number.
+    """
+
+    def __init__(self, data: ImageDataset, augment: FileAugment, seed: int, views: int | None = None) -> None:
+        self.data, self.augment, self.seed, self.views = data, augment, seed, views
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, address: tuple[int, int]) -> Item:
         epoch, index = address
-        image = self.augment(self.data.image(index), np.random.default_rng((self.seed, epoch, index)))
-        return as_tensor(image), int(self.data.labels[index]), index
+        view = epoch if self.views is None else epoch % self.views
+        image = self.augment(self.data.image(index), np.random.default_rng((self.seed, view, index)))
+        item = as_tensor(image), int(self.data.labels[index]), index
+        return item if self.views is None else (*item, view)
 
 
 class EvalImages(Dataset):
@@ -211,8 +218,9 @@ def as_tensor(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def collate(items: list[tuple[Tensor, int, int]]) -> Batch:
-    """{"images" (B,3,H,W) in [0,1], "labels" (B,), "indices" (B,)}."""
-    images, labels, indices = zip(*items, strict=True)
+def collate(items: Sequence[Item]) -> Batch:
+    """{"images" (B,3,H,W) in [0,1], "labels" (B,), "indices" (B,)}, and "views" (B,) where items have one."""
+    images, *numbers = map(list, zip(*items, strict=True))
     stacked = torch.stack(images).float().div_(255)
-    return {"images": stacked, "labels": torch.tensor(labels), "indices": torch.tensor(indices)}
+    names = ("labels", "indices", "views")[: len(numbers)]
+    return {"images": stacked, **dict(zip(names, map(torch.tensor, numbers), strict=True))}

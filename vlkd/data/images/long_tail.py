@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlkd.data.images.select import first_of_each
 from vlkd.errors import UserError
 
 
@@ -34,11 +35,3 @@ def long_tail_indices(labels: Tensor, classes: int, imbalance_factor: float, see
     counts = torch.tensor(long_tail_counts(largest, classes, imbalance_factor))
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
     return first_of_each(labels, shuffled, counts)
-
-
-def first_of_each(labels: Tensor, shuffled: Tensor, counts: Tensor) -> Tensor:
-    """Ascending indices (M,) of the first counts (K,) images of each class in the order `shuffled` (N,)."""
-    order = shuffled[labels[shuffled].argsort(stable=True)]
-    of_class = labels[order]
-    rank = torch.arange(len(order)) - torch.searchsorted(of_class, of_class)
-    return order[rank < counts[of_class]].sort().values

@@ -34,11 +34,13 @@ from vlkd.data.images.files import (
 )
 from vlkd.data.images.folder import open_folder, open_imagenet, open_list
 from vlkd.data.images.long_tail import long_tail_indices
+from vlkd.data.images.select import holdout_indices, need_holdout
 from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
 from vlkd.errors import UserError
 from vlkd.text.names import nearest_hint
 
 Split = Literal["train", "val"]
+Part = Literal["train", "val", "held_out"]
 Pipeline = Literal["auto", "device", "loader"]
 _SMALL = 64  # side in pixels up to which "auto" holds the decoded files in memory
 _MEMORY = 4 << 30  # bytes of pixels up to which it does
@@ -50,9 +52,10 @@ _FOLDERS = {"folder": open_folder, "imagenet": open_imagenet, "list": open_list}
 class ClassificationModuleBase(L.LightningDataModule):
     """Loaders and augmentation over whatever `build(split)` returns.
 
-    After setup(): `names` (K,), the raw images `train_dataset` and `val_dataset`, and of the training images
-    `train_labels` (N,) and `class_counts` (K,). Batches are {"images" (B,3,H,W) in [0,1], "labels" (B,),
-    "indices" (B,)}, the indices being places in the data set.
+    After setup(): `names` (K,), the labels `novel` of novel classes, the raw images `train_dataset`,
+    `val_dataset` and, with `holdout`, `held_out_dataset`, and of the training images `train_labels` (N,) and
+    `class_counts` (K,). Batches are {"images" (B,3,H,W) in [0,1], "labels" (B,), "indices" (B,)}, the indices
+    being places in the data set; with `views`, training batches have each image's view, "views" (B,).
 
     Args:
         pipeline: device (all images are one tensor there), loader (worker processes read each image), or
@@ -61,7 +64,7 @@ class ClassificationModuleBase(L.LightningDataModule):
         imbalance_factor: largest class over smallest, of training images left in a long tail; 1 keeps all.
         limit: use so many training images only, a fixed random choice; None for all.
         val_limit: the same for validation.
-        subset_seed: of the images that imbalance_factor, limit and val_limit choose.
+        subset_seed: of the images that imbalance_factor, limit, val_limit and holdout choose.
         batch_size: images per step and process.
         val_batch_size: images per validation step and process.
         crop: border in pixels of the random crop, of images at their own size.
@@ -71,6 +74,10 @@ class ClassificationModuleBase(L.LightningDataModule):
         val_crop: part of the short side that validation sees, of files read by workers.
         num_workers: processes of the loader pipeline.
         seed: of sample order and augmentation.
+        views: different augmented views of each training image: epoch e shows view e % views; None: each
+        epoch a new one.
+        holdout: part of each class's training images kept back, to choose an epoch by (at least one of a
+        class that has two or more).
     """
 
     def __init__(
@@ -89,14 +96,17 @@ class ClassificationModuleBase(L.LightningDataModule):
         val_crop: float = 0.875,
         num_workers: int = 2,
         seed: int = 0,
+        views: int | None = None,
+        holdout: float = 0.0,
     ) -> None:
         super().__init__()
-        counts = [v for v in (batch_size, val_batch_size, image_size, limit, val_limit) if v is not None]
-        if min(counts) < 1 or not 0 < val_crop <= 1:
+        counts = (batch_size, val_batch_size, image_size, limit, val_limit, views)
+        if min(v for v in counts if v is not None) < 1 or not 0 < val_crop <= 1:
             raise UserError(
-                "data: batch_size, val_batch_size, image_size, limit and val_limit must be at least 1, "
-                "val_crop between 0 and 1"
+                "data: batch_size, val_batch_size, image_size, limit, val_limit and views must be at least "
+                "1, val_crop between 0 and 1"
             )
+        need_holdout(holdout)
         if not imbalance_factor >= 1:
             raise UserError(f"data.imbalance_factor={imbalance_factor}: expected 1 (balanced) or more")
         if pipeline not in ("auto", "device", "loader"):
@@ -110,14 +120,21 @@ class ClassificationModuleBase(L.LightningDataModule):
         self.augment = DeviceAugment(crop, flip, scale)
         self.val_crop = val_crop
         self.num_workers, self.seed = num_workers, seed
+        self.views, self.holdout = views, holdout
         self.train_dataset: ImageDataset | None = None
         self.val_dataset: ImageDataset | None = None
+        self.held_out_dataset: ImageDataset | None = None
         self.names: tuple[str, ...] = ()
-        self._on_device: dict[Split, DeviceImages] = {}
+        self.novel: frozenset[int] = frozenset()
+        self._on_device: dict[Part, DeviceImages] = {}
 
     @abstractmethod
     def build(self, split: Split) -> ImageDataset:
         """All images of a split. Raises UserError where they are not there."""
+
+    def novel_labels(self) -> frozenset[int]:
+        """Labels of the novel classes among `names`; none where the data make no difference."""
+        return frozenset()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the images that `stage` needs. Raises UserError for what is missing or does not fit."""
@@ -128,7 +145,7 @@ class ClassificationModuleBase(L.LightningDataModule):
                     data.labels, len(data.names), self.imbalance_factor, self.subset_seed
                 )
                 data = data.select(kept)
-            self.train_dataset = self._limited(data, self.limit)
+            self.train_dataset = self._without_held_out(self._limited(data, self.limit))
             self.train_labels = self.train_dataset.labels
             self.class_counts = torch.bincount(self.train_labels, minlength=len(data.names))
         if self.val_dataset is None:
@@ -136,6 +153,7 @@ class ClassificationModuleBase(L.LightningDataModule):
         if self.train_dataset is not None and self.train_dataset.names != self.val_dataset.names:
             raise UserError("training and validation images have different classes; both need the same ones")
         self.names = self.val_dataset.names
+        self.novel = self.novel_labels()
 
     def train_fingerprint(self, augmented: bool = True) -> str:
         """Short hash of the training images, their labels, and of what train_pass does to them."""
@@ -167,8 +185,12 @@ class ClassificationModuleBase(L.LightningDataModule):
         sampler = EpochSampler(self.train_dataset, self.seed, *self._place())
         if self._uses_device(self.train_dataset):
             images = self._images("train")
-            return DeviceLoader(images, sampler, self.batch_size, self.augment, self.trainer)
-        samples = TrainImages(self.train_dataset, self._file_augment(self.train_dataset), self.seed)
+            return DeviceLoader(
+                images, sampler, self.batch_size, self.augment, self.trainer, views=self.views
+            )
+        samples = TrainImages(
+            self.train_dataset, self._file_augment(self.train_dataset), self.seed, self.views
+        )
         last = len(sampler) >= self.batch_size
         loading = self._loading()
         return ResumableLoader(samples, sampler, self.batch_size, self.trainer, drop_last=last, **loading)
@@ -186,27 +208,41 @@ class ClassificationModuleBase(L.LightningDataModule):
         """The validation images."""
         return self.val_dataloader()
 
-    def train_pass(self, augmented: bool) -> Iterator[Batch]:
+    def train_pass(self, augmented: bool, view: int = 0) -> Iterator[Batch]:
         """Each training image once, in the data set's order, in batches of val_batch_size.
 
-        Augmented images are those of the first epoch, in every pass. On several processes all see all.
+        Augmented images are those of epoch `view`. On several processes all see all.
         """
-        data = self.train_dataset
-        assert data is not None, "setup() comes first"
+        return self._pass("train", view if augmented else None)
+
+    def held_out_pass(self) -> Iterator[Batch]:
+        """Each held-out image once, not augmented, as in train_pass; their labels are to choose an epoch by.
+
+        Raises UserError where none is held out.
+        """
+        if self.held_out_dataset is None:
+            raise UserError(
+                "data.holdout=0: no training image is held out; set a part of each class, such as 0.1"
+            )
+        return self._pass("held_out", None)
+
+    def _pass(self, part: Part, view: int | None) -> Iterator[Batch]:
+        """Batches of a part in order, augmented as in epoch `view`, or not at all."""
+        data = self._dataset(part)
         if self._uses_device(data):
-            images = self._images("train")
+            images = self._images(part)
             device = images.images.device
-            draws = self.augment.draws(len(images), self.seed, epoch=0).to(device) if augmented else None
+            draws = None if view is None else self.augment.draws(len(images), self.seed, view).to(device)
             for indices in torch.arange(len(images), device=device).split(self.val_batch_size):
                 yield augmented_batch(images, indices, self.augment, draws)
             return
         loading = {**self._loading(), "persistent_workers": False, "generator": torch.Generator()}
-        if augmented:
-            samples: Any = TrainImages(data, self._file_augment(data), self.seed)
-            order: list[Any] = [(0, i) for i in range(len(data))]
+        if view is None:
+            samples: Any = EvalImages(data, self._side(data), self.val_crop)
+            order: list[Any] = [(i, False) for i in range(len(data))]
         else:
-            samples = EvalImages(data, self._side(data), self.val_crop)
-            order = [(i, False) for i in range(len(data))]
+            samples = TrainImages(data, self._file_augment(data), self.seed)
+            order = [(view, i) for i in range(len(data))]
         yield from DataLoader(samples, self.val_batch_size, sampler=order, **loading)
 
     # --- which pipeline, and what it needs -----------------------------------------------------------------
@@ -223,19 +259,23 @@ class ClassificationModuleBase(L.LightningDataModule):
             return data.images.shape[-1] if isinstance(data, DeviceImages) else _SIZE
         return self.image_size
 
-    def _images(self, split: Split) -> DeviceImages:
-        """The images of a split on the device; files are decoded once, their central square at image_size."""
-        if split not in self._on_device:
-            data = self.train_dataset if split == "train" else self.val_dataset
-            assert data is not None, "setup() comes first"
+    def _dataset(self, part: Part) -> ImageDataset:
+        data = {"train": self.train_dataset, "val": self.val_dataset, "held_out": self.held_out_dataset}[part]
+        assert data is not None, "setup() comes first"
+        return data
+
+    def _images(self, part: Part) -> DeviceImages:
+        """The images of a part on the device; files are decoded once, their central square at image_size."""
+        if part not in self._on_device:
+            data = self._dataset(part)
             if not self._as_is(data):
                 pixels = decode_all(data, self._side(data), self.num_workers)
                 data = DeviceImages(pixels, data.labels, data.names)
             assert isinstance(data, DeviceImages)
             trainer = self.trainer
             device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
-            self._on_device[split] = data.to(device)
-        return self._on_device[split]
+            self._on_device[part] = data.to(device)
+        return self._on_device[part]
 
     def _as_is(self, data: ImageDataset) -> bool:
         return isinstance(data, DeviceImages) and self._side(data) == data.images.shape[-1]
@@ -249,6 +289,20 @@ class ClassificationModuleBase(L.LightningDataModule):
             return data
         chosen = np.random.default_rng(self.subset_seed).permutation(len(data))[:limit]
         return data.select(torch.from_numpy(np.sort(chosen)))
+
+    def _without_held_out(self, data: ImageDataset) -> ImageDataset:
+        """The images that are not held out; sets `held_out_dataset`. Raises UserError where none can be."""
+        if not self.holdout:
+            return data
+        out = holdout_indices(data.labels, self.holdout, self.subset_seed)
+        if not len(out):
+            raise UserError(
+                f"data.holdout={self.holdout}: no class has two training images with a label; set holdout=0"
+            )
+        kept = torch.ones(len(data), dtype=torch.bool)
+        kept[out] = False
+        self.held_out_dataset = data.select(out)
+        return data.select(kept.nonzero().flatten())
 
     def _fingerprint(self, data: ImageDataset, transform: list[Any]) -> str:
         device = self._uses_device(data)

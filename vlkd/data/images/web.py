@@ -97,6 +97,7 @@ class WebData(ClassificationModuleBase):
         self.private.trainer = self.trainer
         self.private.setup("validate")
         self.val_dataset, self.names = self.private.val_dataset, self.private.names
+        self.novel = self.private.novel
         if stage in (None, "fit") and self.train_dataset is None:
             with self._first_process_first():
                 pool = self._limited(self.build("train"), self.limit)
@@ -145,16 +146,16 @@ class WebData(ClassificationModuleBase):
         """That of the private validation images."""
         return self.private.val_fingerprint()
 
-    def train_pass(self, augmented: bool, epoch: int | None = None) -> Iterator[Batch]:
+    def train_pass(self, augmented: bool, view: int | None = None) -> Iterator[Batch]:
         """Each image of the pool once, kept or not, in its order, in batches of val_batch_size.
 
-        Augmented images differ from epoch to epoch (None for the run's), and from those of training. On
-        several processes all see all.
+        Augmented images differ from view to view (None for the number of the run's epoch), and from those of
+        training. On several processes all see all.
         """
-        if epoch is None:
-            epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        if view is None:
+            view = 0 if self.trainer is None else self.trainer.current_epoch
         other = copy(self)
-        other.seed = self.seed + _PASS * (1 + epoch)
+        other.seed = self.seed + _PASS * (1 + view)
         return ClassificationModuleBase.train_pass(other, augmented)
 
     def _decoded(self, pool: ImageDataset) -> ImageDataset:
