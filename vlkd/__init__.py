@@ -12,7 +12,10 @@ __all__ = ["ClassPredictor", "Predictor", "__version__", "list_methods", "list_m
 
 
 def load(path_or_name: str) -> Any:
-    """The model of a bundle file or zoo name: Predictor (segmentor), ClassPredictor (classifier), CLIPTower.
+    """The model of a bundle file or zoo name, by its kind.
+
+    segmentor: Predictor; classifier: ClassPredictor; open_classifier: OpenClassPredictor; clip: CLIPTower;
+    prompts: PromptedTower, with the CLIP model that they belong to.
 
     Raises UserError when the file or name is unknown, damaged, or of a kind that cannot be used by itself.
     """
@@ -34,7 +37,16 @@ def load(path_or_name: str) -> Any:
         from vlkd.models.clip import build_clip
 
         return build_clip(str(path))
-    known = "'segmentor', 'classifier' or 'clip'"
+    if kind == "open_classifier":
+        from vlkd.infer import OpenClassPredictor
+
+        return OpenClassPredictor.from_bundle(path)
+    if kind == "prompts":
+        from vlkd.engine.bundle import load_bundle
+        from vlkd.models.prompted import prompted_from_card
+
+        return prompted_from_card(*load_bundle(path), str(path))
+    known = "'segmentor', 'classifier', 'open_classifier', 'clip' or 'prompts'"
     raise UserError(f"{path}: bundle of kind {kind!r}, expected {known}; update vlkd to use it")
 
 

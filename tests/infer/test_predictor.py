@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from vlkd.errors import UserError
-from vlkd.infer.predictor import Predictor, parse_classes
+from vlkd.infer.inputs import parse_classes
+from vlkd.infer.predictor import Predictor
 
 NAMES = ("red", "green", "blue")
 

@@ -65,6 +65,8 @@ def test_own_configs() -> None:
     assert {p.stem for p in (Path(build_clip.__code__.co_filename).parent / "configs").glob("*.json")} == {
         medium.name,
         small.name,
+        "vlkd-clip-vit",
+        "vlkd-clip-vit-s",
     }
 
 

@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlkd.infer.classify import Classification, ClassPredictor
+    from vlkd.infer.classify import Classification, ClassPredictor, OpenClassPredictor
     from vlkd.infer.predictor import Predictor, Segmentation
     from vlkd.models.postprocess import panoptic_segments, semantic_labels
 
 __all__ = [
     "ClassPredictor",
     "Classification",
+    "OpenClassPredictor",
     "Predictor",
     "Segmentation",
     "panoptic_segments",
@@ -22,6 +23,7 @@ __all__ = [
 _HOMES = {
     "ClassPredictor": "vlkd.infer.classify",
     "Classification": "vlkd.infer.classify",
+    "OpenClassPredictor": "vlkd.infer.classify",
     "Predictor": "vlkd.infer.predictor",
     "Segmentation": "vlkd.infer.predictor",
     "panoptic_segments": "vlkd.models.postprocess",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from vlkd.errors import UserError
 from vlkd.infer.inputs import Classes, ImageLike, fold, parse_classes, pixels_of, shortened, usable_device
+from vlkd.infer.words import Words
+from vlkd.text.class_vectors import ClassVectors, TextEncoder
 from vlkd.text.names import nearest_hint
 
 _READERS = max(1, min(8, (os.cpu_count() or 1) - 1))  # threads that decode files
@@ -37,7 +40,8 @@ class Classification:
     """The most probable classes of one image, best first.
 
     names (T,); scores (T,) float32 probabilities, which sum to 1 over all the classes to choose among;
-    indices (T,) int64 into the bundle's class list. From a video also frame (H,W,3) uint8, time in seconds.
+    indices (T,) int64 into the bundle's class list, of an open classifier into the list that was asked for.
+    From a video also frame (H,W,3) uint8, time in seconds.
     """
 
     names: tuple[str, ...]
@@ -55,6 +59,14 @@ class Classification:
     def score(self) -> float:
         """Its probability."""
         return float(self.scores[0])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The S classes to choose among: their names, and of each its index (S,) or its class vector (S,D)."""
+
+    names: tuple[str, ...]
+    columns: Tensor
 
 
 class ClassPredictor:
@@ -152,14 +164,17 @@ class ClassPredictor:
 
     def names(self, classes: Classes | None = None) -> tuple[str, ...]:
         """The class names that a call with `classes` would choose among. Raises UserError as a call does."""
-        return tuple(self.class_names[i] for i in self._chosen(classes, 1).tolist())
+        return self._chosen(classes, 1).names
 
-    def _chosen(self, classes: Classes | None, top: int) -> Tensor:
-        """Indices (S,) of the classes to choose among."""
+    def _chosen(self, classes: Classes | None, top: int) -> Choice:
         if top < 1:
             raise UserError(f"top={top}: expected 1 or more")
+        return self.choice(classes)
+
+    def choice(self, classes: Classes | None) -> Choice:
+        """What a call with `classes` chooses among. Raises UserError as a call does."""
         if classes is None:
-            return torch.arange(len(self.class_names))
+            return Choice(self.class_names, torch.arange(len(self.class_names)))
         wanted = {fold(name): name for name in parse_classes(classes)}
         known = {fold(name) for name in self.class_names}
         for folded, name in wanted.items():
@@ -169,7 +184,16 @@ class ClassPredictor:
                     f"{nearest_hint(name, self.class_names)}; they are fixed, and a list only chooses some "
                     f"of them: {shortened(self.class_names)}"
                 )
-        return torch.tensor([i for i, name in enumerate(self.class_names) if fold(name) in wanted])
+        kept = [i for i, name in enumerate(self.class_names) if fold(name) in wanted]
+        return Choice(tuple(self.class_names[i] for i in kept), torch.tensor(kept))
+
+    def logits(self, images01: Tensor, choice: Choice) -> Tensor:
+        """(B,3,H,W) in [0,1] on the device -> logits (B,S) of the classes to choose among."""
+        return self.classifier(images01)[:, choice.columns.to(images01.device)]
+
+    def indices(self, choice: Choice) -> Tensor:
+        """Indices (S,) that results give of the classes to choose among."""
+        return choice.columns
 
     def _prepared(self, image: ImageLike) -> Tensor:
         """(3,H,W) float32 in [0,1]: the largest central part of the classifier's shape, at its size."""
@@ -191,18 +215,72 @@ class ClassPredictor:
             yield batch
 
     @torch.inference_mode()
-    def _classify(self, images: Sequence[Tensor], chosen: Tensor, top: int) -> list[Classification]:
-        logits = self.classifier(torch.stack(list(images)).to(self.device, self.dtype)).float().cpu()
+    def _classify(self, images: Sequence[Tensor], chosen: Choice, top: int) -> list[Classification]:
+        logits = self.logits(torch.stack(list(images)).to(self.device, self.dtype), chosen).float().cpu()
         if not logits.isfinite().all():
             raise UserError(
                 "the classifier's answer is not a finite number: its weights or dtype are unusable"
             )
-        scores, places = logits[:, chosen].softmax(1).topk(min(top, len(chosen)))
-        indices = chosen[places].numpy()
+        scores, places = logits.softmax(1).topk(min(top, len(chosen.names)))
+        indices = self.indices(chosen)[places].numpy()
         return [
-            Classification(tuple(self.class_names[i] for i in row.tolist()), values, row)
-            for values, row in zip(scores.numpy(), indices, strict=True)
+            Classification(tuple(chosen.names[i] for i in best), values, row)
+            for best, values, row in zip(places.tolist(), scores.numpy(), indices, strict=True)
         ]
+
+
+class OpenClassPredictor(ClassPredictor):
+    """Says which of any classes an image shows: words are vectors that the image is compared with.
+
+    `class_vectors`: of the bundle's classes; `text`: an encoder for other words, or a function that fetches
+    it; `templates`: prompts for those. Else as ClassPredictor.
+    """
+
+    def __init__(
+        self,
+        classifier: Any,
+        class_vectors: ClassVectors,
+        text: TextEncoder | Callable[[], TextEncoder] | None = None,
+        card: Mapping[str, Any] | None = None,
+        *,
+        templates: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(classifier, class_vectors.names, card, **options)
+        self.words = Words(class_vectors, text, templates or class_vectors.templates, self.device)
+        self.templates = self.words.templates
+
+    @classmethod
+    def from_bundle(cls, path: str | os.PathLike[str], **options: Any) -> OpenClassPredictor:
+        """Predictor of a bundle file or zoo name; options as in the constructor. Raises UserError."""
+        from vlkd.engine.bundle import load_bundle
+        from vlkd.engine.hub import resolve
+        from vlkd.models.open_classifier import open_classifier_from_card
+        from vlkd.models.prompted import text_encoder
+
+        file = resolve(str(path))
+        card, tensors = load_bundle(file)
+        if card["kind"] != "open_classifier":
+            raise UserError(f"{path}: holds a {card['kind']}, expected a bundle of kind 'open_classifier'")
+        vectors = ClassVectors.of_bundle(card, tensors)
+        if vectors is None:
+            raise UserError(f"{path}: holds no class vectors; it was not written by vlkd train")
+        model = open_classifier_from_card(card, tensors, str(file))
+        text = card.get("text")
+        fetch = partial(text_encoder, text, tensors, str(file)) if text else None
+        return cls(model, vectors, fetch, card, **options)
+
+    def choice(self, classes: Classes | None) -> Choice:
+        """Any words where the bundle has a text half, else those that it knows; else UserError."""
+        return Choice(*self.words(classes))
+
+    def logits(self, images01: Tensor, choice: Choice) -> Tensor:
+        """(B,3,H,W) in [0,1] on the device -> logits (B,S) of the classes to choose among."""
+        return self.classifier(images01, choice.columns)  # type: ignore[call-arg]
+
+    def indices(self, choice: Choice) -> Tensor:
+        """Indices (S,) that results give of the classes to choose among."""
+        return torch.arange(len(choice.names))
 
 
 def _read_ahead(paths: Iterable[Any], read: Any, depth: int) -> Generator[tuple[Path, Tensor | UserError]]:

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--classes",
         help='"car|automobile, tree, road"; | joins words of one class; default: the model\'s own. '
-        "Of a classifier: the ones to choose among",
+        "Of a classifier: the ones to choose among; of an open one any words",
     )
     words.add_argument(
         "--classes-file", type=Path, metavar="FILE", help="one class per line; # starts a comment"
@@ -52,14 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
     add("--every", type=int, default=1, metavar="N", help="use every N-th frame of a video")
     add("--overwrite", action="store_true", help="do finished inputs again")
+    add(
+        "--templates",
+        metavar="T",
+        help='prompts for new names: "{}" (default of segmentors), "a photo of a {}", vild, ...; open '
+        "classifiers: default as their class vectors were made",
+    )
     only = parser.add_argument_group("segmentors only").add_argument
     only("--size", type=int, metavar="N", help="short side in pixels to work at (default: the student's own)")
-    only(
-        "--templates",
-        default="{}",
-        metavar="T",
-        help='prompts for new names: "{}" (default), "a photo of a {}", vild, ...',
-    )
     only("--masks", action="store_true", help="also write an indexed PNG for every video frame")
     only = parser.add_argument_group("classifiers only").add_argument
     only("--top", type=int, metavar="N", help="classes to write for each image (default: 5)")
@@ -119,20 +119,22 @@ def _predictor(args: argparse.Namespace) -> Any:
 
     path = resolve(args.model)
     kind = read_card(path)["kind"]
-    of = {"segmentor": ("size", "templates", "masks"), "classifier": ("top", "sheet")}
-    if kind not in of:
+    kinds = ("segmentor", "classifier", "open_classifier")
+    if kind not in kinds:
         raise UserError(f"{path}: the bundle holds a {kind!r}: expected a segmentor or a classifier")
-    for other in of.keys() - {kind}:
-        for option in of[other]:
-            if getattr(args, option) not in (None, False, "{}"):
-                raise UserError(f"--{option}: only for a {other}; {args.model} is a {kind}")
+    only = {"size": kinds[:1], "masks": kinds[:1], "templates": (kinds[0], kinds[2]), "top": kinds[1:]}
+    for option, fitting in (only | {"sheet": kinds[1:]}).items():
+        if kind not in fitting and getattr(args, option) not in (None, False):
+            raise UserError(f"--{option}: only for a {fitting[0]}; {args.model} is a {kind}")
+    if kind == "segmentor":
+        from vlkd.infer.predictor import Predictor
+
+        return Predictor.from_bundle(path, size=args.size, device=args.device, templates=args.templates)
+    from vlkd.infer.classify import ClassPredictor, OpenClassPredictor
+
     if kind == "classifier":
-        from vlkd.infer.classify import ClassPredictor
-
         return ClassPredictor.from_bundle(path, device=args.device)
-    from vlkd.infer.predictor import Predictor
-
-    return Predictor.from_bundle(path, size=args.size, device=args.device, templates=args.templates)
+    return OpenClassPredictor.from_bundle(path, device=args.device, templates=args.templates)
 
 
 def _segment(

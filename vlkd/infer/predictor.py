@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,16 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlkd.errors import UserError
-from vlkd.infer.inputs import Classes, ImageLike, parse_classes, pixels_of, shortened, usable_device
+from vlkd.infer.inputs import Classes, ImageLike, pixels_of, usable_device
+from vlkd.infer.words import Words
 from vlkd.models.postprocess import semantic_map
 from vlkd.text.class_vectors import ClassVectors, TextEncoder
-from vlkd.text.names import nearest_hint
-from vlkd.text.templates import templates as template_set
 
 _STRIDE = 32
 _LONGEST = 4  # long side over short side beyond which the scale follows the long side
-_KEPT_LISTS = 16
-_VECTOR_FACTS = ("templates", "encoder", "logit_scale")
 
 
 class Student(Protocol):
@@ -72,30 +68,25 @@ class Predictor:
         card: Mapping[str, Any] | None = None,
         *,
         size: int | None = None,
-        templates: str | Sequence[str] = ("{}",),
+        templates: str | Sequence[str] | None = None,
         form: str = "strips",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
     ) -> None:
-        if class_vectors is None and text_encoder is None:
-            raise UserError(
-                "Predictor: neither class vectors nor a text encoder: give one, so that names have meaning"
-            )
         if size is not None and size < _STRIDE:
             raise UserError(
                 f"size {size} is too small: the student needs a short side of at least {_STRIDE} pixels"
             )
         self.device, self.dtype = usable_device(device), dtype
+        self.words = Words(class_vectors, text_encoder, templates, self.device)
+        self.templates = self.words.templates
         self.student = student
         if isinstance(student, torch.nn.Module):
             student.eval().requires_grad_(False).to(self.device, dtype)
             self.student = torch.compile(student) if compile else student  # type: ignore[assignment]
         self.class_vectors, self.card, self.form = class_vectors, dict(card or {}), form
-        self.templates = _prompts(templates)
         self.size, self._interpolation = size or min(student.spec.size), student.spec.interpolation
-        self._text = text_encoder
-        self._lists: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
 
     @classmethod
     def from_bundle(cls, path: str | os.PathLike[str], **options: Any) -> Predictor:
@@ -114,13 +105,7 @@ class Predictor:
             raise UserError(
                 f"{path}: the weights do not fit the architecture in the card: {detail}"
             ) from None
-        vectors = None
-        if "class_vectors" in tensors:
-            vectors = ClassVectors(
-                F.normalize(tensors["class_vectors"].float(), dim=1),
-                tuple(card["class_names"]),
-                **{k: v for k, v in card.get("class_vectors", {}).items() if k in _VECTOR_FACTS},
-            )
+        vectors = ClassVectors.of_bundle(card, tensors)
         return cls(student, vectors, _text_source(card, _part(tensors, "text.")), card, **options)
 
     def __call__(
@@ -133,7 +118,7 @@ class Predictor:
         unreadable image, an empty or repeating list, and names for which there are no vectors and no text
         encoder.
         """
-        names, vectors = self._vectors(classes)
+        names, vectors = self.words(classes)
         pixels = pixels_of(image)
         class_logits, mask_logits = self._forward(pixels, vectors)
         with torch.inference_mode():
@@ -159,11 +144,11 @@ class Predictor:
 
     def names(self, classes: Classes | None = None) -> tuple[str, ...]:
         """The class names that a call with `classes` would use. Raises UserError as a call does."""
-        return self._vectors(classes)[0]
+        return self.words(classes)[0]
 
     def outputs(self, image: ImageLike, classes: Classes | None = None) -> tuple[Tensor, Tensor]:
         """The student's class_logits (Q,K+1) and mask_logits (Q,h,w) of one image, before post-processing."""
-        _, vectors = self._vectors(classes)
+        _, vectors = self.words(classes)
         return self._forward(pixels_of(image), vectors)
 
     def video(
@@ -181,7 +166,7 @@ class Predictor:
         from vlkd.infer.video import every_nth
 
         if not callable(classes):
-            self._vectors(classes)
+            self.words(classes)
         with closing(every_nth(path, every)) as frames:
             for index, frame in frames:
                 result = self(frame.image, classes(index) if callable(classes) else classes)
@@ -204,63 +189,6 @@ class Predictor:
             return pixels
         resized = F.interpolate(pixels[None], target, mode=self._interpolation, antialias=True)[0]
         return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 1)
-
-    def _vectors(self, classes: Classes | None) -> tuple[tuple[str, ...], Tensor]:
-        """Names as given and their vectors (K,D), encoded at the first use of a list."""
-        if classes is None:
-            if self.class_vectors is None:
-                raise UserError(
-                    "classes: none were given and this model has no class list of its own: name some"
-                )
-            names = self.class_vectors.names
-        else:
-            names = parse_classes(classes)
-        key = names, self.templates
-        if key not in self._lists:
-            vectors = self.class_vectors.vectors if classes is None else self._encode(names)  # type: ignore[union-attr]
-            self._lists[key] = vectors.to(self.device)
-            if len(self._lists) > _KEPT_LISTS:
-                self._lists.popitem(last=False)
-        self._lists.move_to_end(key)
-        return names, self._lists[key]
-
-    @torch.inference_mode()
-    def _encode(self, names: tuple[str, ...]) -> Tensor:
-        stored = self.class_vectors
-        if stored and set(names) <= set(stored.names) and stored.templates == self.templates:
-            return stored.select(names).vectors
-        if self._text is None:
-            return self._stored(names)
-        if not hasattr(self._text, "encode_text"):
-            self._text = self._text()
-        return ClassVectors.build(names, self._text, self.templates).vectors  # type: ignore[arg-type]
-
-    def _stored(self, names: tuple[str, ...]) -> Tensor:
-        """Mean of the stored vectors of each class's words."""
-        assert self.class_vectors is not None
-        rows = []
-        for name in names:
-            words = name.split("|")
-            try:
-                rows.append(
-                    F.normalize(
-                        torch.cat([self.class_vectors.select([w]).vectors for w in words]).mean(0), dim=0
-                    )
-                )
-            except UserError:
-                known = self.class_vectors.names
-                raise UserError(
-                    f'"{name}" is not among the {len(known)} model classes{nearest_hint(name, known)}, '
-                    f"and it has no text encoder for new words: use its names ({shortened(known)}), "
-                    "or a bundle with text"
-                ) from None
-        return torch.stack(rows)
-
-
-def _prompts(templates: str | Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(templates, str):
-        return tuple(templates)
-    return (templates,) if "{}" in templates else template_set(templates)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,8 +25,7 @@ from vlkd.models.spec import InputSpec
 from vlkd.models.tokenizer import Tokenizer, build_tokenizer
 
 _OWN_CONFIGS = Path(__file__).parent / "configs"
-_OWN_PREPROCESS: dict[str, dict[str, Any]] = {
-    "vlkd-clip-m": {},
+_OWN_PREPROCESS: dict[str, dict[str, Any]] = {  # where it is not CLIP's own
     "vlkd-clip-s": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"},
 }
 _TEXT_BATCH = 256
@@ -61,10 +60,13 @@ class TextEncoder(nn.Module):
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """(K,D) unit vectors of K strings."""
+        return F.normalize(self.embed_text(texts), dim=-1)
+
+    def embed_text(self, texts: list[str]) -> Tensor:
+        """(K,D) float32 of K strings, before they are made unit."""
         device = self.model.logit_scale.device
         ids = self.tokenizer(list(texts)).to(device)
-        vectors = [self.model.encode_text(part) for part in ids.split(_TEXT_BATCH)]
-        return F.normalize(torch.cat(vectors).float(), dim=-1)
+        return torch.cat([self.model.encode_text(part) for part in ids.split(_TEXT_BATCH)]).float()
 
 
 class CLIPTower(TextEncoder):
@@ -85,11 +87,14 @@ class CLIPTower(TextEncoder):
 
     def encode_image(self, images01: Tensor) -> Tensor:
         """(B,3,H,W) in [0,1] -> (B,D) unit vectors; resizing and normalisation happen here."""
-        return F.normalize(self.model.encode_image(self._prepare(images01)).float(), dim=-1)
+        return F.normalize(self.embed_image(images01), dim=-1)
+
+    def embed_image(self, images01: Tensor) -> Tensor:
+        """(B,3,H,W) in [0,1] -> (B,D) float32, before it is made unit."""
+        return self.model.encode_image(self._prepare(images01)).float()
 
     def _prepare(self, images01: Tensor) -> Tensor:
-        # Convolutions on a CPU run up to twice as fast in this layout; values are the same.
-        return self.spec.prepare(images01).contiguous(memory_format=torch.channels_last)
+        return prepared(self.spec, images01)
 
     def features(self, images01: Tensor) -> Features:
         """Last feature map (B,C,h,w) at the tower's own size, and the pooled unit embedding (B,D)."""
@@ -111,6 +116,12 @@ class CLIPTower(TextEncoder):
     def text_tensors(self) -> dict[str, Tensor]:
         """Weights of the text half alone, for a bundle that ships without the image tower."""
         return {k: v for k, v in self.model.state_dict().items() if not k.startswith("visual.")}
+
+
+def prepared(spec: InputSpec, images01: Tensor) -> Tensor:
+    """(B,3,H,W) in [0,1] -> what a tower of this spec takes, channels last."""
+    # Convolutions on a CPU run up to twice as fast in this layout; values are the same.
+    return spec.prepare(images01).contiguous(memory_format=torch.channels_last)
 
 
 def weights_identity(name: str, state: dict[str, Tensor]) -> str:
@@ -179,7 +190,7 @@ def build_clip(name: str, pretrained: str | None = None) -> CLIPTower:
     """
     import open_clip
 
-    own = register_own_configs()
+    register_own_configs()
     from_hub = name.startswith("hf-hub:")
     if pretrained and (from_hub or name not in open_clip.list_models()):
         raise UserError(f"{name}: pretrained={pretrained!r} needs the name of an open_clip architecture")
@@ -200,8 +211,7 @@ def build_clip(name: str, pretrained: str | None = None) -> CLIPTower:
     if quick_gelu:
         config["quick_gelu"] = True
     architecture = _describe(name, model, config)
-    if name in own:
-        architecture["preprocess"].update(_OWN_PREPROCESS[name])
+    architecture["preprocess"].update(_OWN_PREPROCESS.get(name, {}))
     spec = _spec(architecture["preprocess"], config["embed_dim"], config["vision_cfg"].get("patch_size"))
     return CLIPTower(model.eval(), tokenizer, architecture, spec)
 

@@ -23,6 +23,11 @@ _CIFAR = {
 }
 
 
+def is_network(name: str) -> bool:
+    """Whether the name has the form of those that build_network knows."""
+    return name in NETWORKS or (":" in name and not name.startswith("hf-hub:"))
+
+
 def build_network(
     name: str, num_classes: int, size: tuple[int, int] | None, arguments: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:

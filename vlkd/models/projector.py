@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather as gather
 
 from vlkd.errors import UserError
 from vlkd.losses.feature import pooled_to
@@ -47,12 +49,27 @@ class NDProjector(nn.Sequential):
             return super().forward(pooled)
 
 
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d over the vectors of all processes, on any device: as one process with the whole batch.
+
+    torch's SyncBatchNorm needs a GPU, and vectors are small enough to be gathered.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,D) -> (B,D); in training, B must be the same in all processes."""
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        whole = super().forward(torch.cat(gather(x.contiguous())))
+        return whole.split(len(x))[dist.get_rank()]
+
+
 class PromptProjector(nn.Sequential):
     """`layers` linear maps with BatchNorm and ReLU between: (B,student_width) -> (B,teacher_width).
 
     PromptKD (CVPR 2024): 2 layers, hidden = teacher width; the published 1x1 convolutions are the same map.
-    Runs in its own precision inside autocast. Raises UserError for a number of layers other than 1 to 3,
-    and for a batch of one in training with more than one layer.
+    Runs in its own precision inside autocast; statistics are those of the batch of all processes. Raises
+    UserError for a number of layers other than 1 to 3, and for a batch of one in training with more than one
+    layer.
     """
 
     def __init__(
@@ -63,7 +80,7 @@ class PromptProjector(nn.Sequential):
         widths = [student_width, *[hidden or teacher_width] * (layers - 1), teacher_width]
         parts: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for before, after in itertools.pairwise(widths[1:]):
-            parts += [nn.BatchNorm1d(before), nn.ReLU(), nn.Linear(before, after)]
+            parts += [GlobalBatchNorm1d(before), nn.ReLU(), nn.Linear(before, after)]
         super().__init__(*parts)
 
     def forward(self, pooled: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlkd.errors import UserError
-from vlkd.models.clip import _TEXT_BATCH, CLIPTower, TextEncoder
+from vlkd.models.clip import _TEXT_BATCH, CLIPTower, TextEncoder, prepared
 from vlkd.models.spec import InputSpec
 
 _STD = 0.02
@@ -142,10 +142,13 @@ class PromptedTower(nn.Module):
     """
 
     def __init__(
-        self, tower: CLIPTower, visual: VisualPrompts | None = None, text: TextPrompts | None = None
+        self,
+        tower: CLIPTower | TextEncoder,
+        visual: VisualPrompts | None = None,
+        text: TextPrompts | None = None,
     ) -> None:
         super().__init__()
-        self.tower = tower.requires_grad_(False).eval()
+        self.tower: Any = tower.requires_grad_(False).eval()
         self.prompts = nn.ModuleDict(
             {key: part for key, part in (("visual", visual), ("text", text)) if part is not None}
         ).to(tower.model.logit_scale.device)
@@ -184,7 +187,7 @@ class PromptedTower(nn.Module):
         """(B,3,H,W) in [0,1] -> (B,D) unit vectors; resizing and normalisation happen here."""
         if "visual" not in self.prompts:
             return self.tower.encode_image(images01)
-        pooled = self.prompts["visual"](self.tower.model.visual, self.tower._prepare(images01))
+        pooled = self.prompts["visual"](self.tower.model.visual, prepared(self.tower.spec, images01))
         return F.normalize(pooled.float(), dim=-1)
 
     def encode_text(self, names: list[str]) -> Tensor:

@@ -8,10 +8,10 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -107,6 +107,24 @@ class ClassVectors:
         if stored is not None:
             built.save(stored)
         return built
+
+    def facts(self) -> dict[str, Any]:
+        """What a bundle's card says of its class vectors, beside their names."""
+        return {
+            "templates": list(self.templates),
+            "encoder": self.encoder,
+            "logit_scale": self.logit_scale,
+        }
+
+    @classmethod
+    def of_bundle(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ClassVectors | None:
+        """The class vectors that a bundle holds, made unit where they were stored in half; None if none."""
+        if "class_vectors" not in tensors:
+            return None
+        facts = card.get("class_vectors", {})
+        known = {key: facts[key] for key in ("templates", "encoder", "logit_scale") if key in facts}
+        vectors = normalize(tensors["class_vectors"].float(), dim=1)
+        return cls(vectors, tuple(card["class_names"]), **known)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: the tensor "vectors" and, in its header, the rest as JSON."""

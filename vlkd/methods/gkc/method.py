@@ -350,11 +350,7 @@ class GKC(Distiller):
             "architecture": self.student.arguments,
             "input_spec": self.student.spec.to_dict(),
             "class_names": list(self.vectors.names),
-            "class_vectors": {
-                "templates": list(self.vectors.templates),
-                "encoder": self.vectors.encoder,
-                "logit_scale": self.vectors.logit_scale,
-            },
+            "class_vectors": self.vectors.facts(),
             "text": {**tower.architecture, "identity": tower.identity},
         }
         tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()}

@@ -1,0 +1,387 @@
+"""PromptKD, stage 2: a small image tower learns a teacher's answers over stored class vectors (CVPR 2024)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from vlkd.engine.bundle import load_bundle, read_card
+from vlkd.errors import UserError
+from vlkd.losses import kd
+from vlkd.methods.base import Distiller, Optimizer, recorded
+from vlkd.methods.promptkd.base import Choose, PromptDistiller, score
+from vlkd.methods.promptkd.features import TeacherFeatures
+from vlkd.methods.promptkd.scores import SplitHits
+from vlkd.methods.promptkd.source import Source, load_source
+from vlkd.models.open_classifier import (
+    OpenClassifier,
+    ProjectorSize,
+    build_open_classifier,
+    class_logits,
+    open_classifier_from_card,
+)
+from vlkd.models.prompted import PromptSize, learns_context, text_card, text_encoder
+from vlkd.text import ClassVectors
+from vlkd.text.templates import templates
+
+Trained = Literal["prompts", "projector", "all"]
+_LOSSES = ("kd", "ce")
+
+
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, kd_weight: float = 1000.0
+) -> Tensor:
+    """kd_weight T^2 KL(teacher || student), its sum divided by B x K: logits (B,K) -> scalar.
+
+    The weight of the mean over the batch is kd_weight / K. UserError when the shapes differ.
+    Source: zhengli97/PromptKD@ec244f7.
+    """
+    return kd_weight * kd(student_logits, teacher_logits, temperature, reduction="mean")
+
+
+class PromptKD(PromptDistiller):
+    """A student learns, from unlabelled images, a teacher's answers over class vectors that are made once.
+
+    Losses: `kd`, and `ce` on labels (of base classes alone where the data has novel ones). The student's text
+    half is never used.
+
+    Args:
+        student: CLIP model whose image tower learns (see build_clip), or a network: "timm:NAME", a CIFAR
+        family name, "package.module:Class".
+        student_pretrained: tag or file, with an open_clip architecture; weights file of another network.
+        student_arguments: arguments of another network's constructor.
+        image_size: pixels that such a network works at.
+        teacher: bundle of stage 1 (prompts), of a CLIP model or of an open classifier; run folder; zoo or
+        open_clip name. null: no teacher, `ce` alone, with class_vectors.
+        teacher_pretrained: tag or file, with an open_clip architecture.
+        class_vectors: file of stored class vectors (ClassVectors.save) in place of the teacher's; they must
+        be of its encoder.
+        template_set: prompts of the class vectors of a teacher that learned none of its own.
+        prompts: visual prompts of the student; null for towers that take none.
+        projector: from the student's width to that of the class vectors; null only where they agree.
+        trained: prompts (and the projector), the projector alone, or all.
+        weights: factors of kd and ce.
+        reduction: of kd: "mean" over batch and classes (the published weights), or "batchmean".
+        temperature: of kd.
+        cache_teacher: store the teacher's vectors of all crops before the first epoch; needs data.views.
+        micro_batch: images that go through the student's tower at once, with the result and the gradients of
+        the whole batch; null for all.
+        ship_text: put the teacher's text half into the bundle, so that new names can be asked for.
+        lr: see PromptDistiller.
+        weight_decay: see PromptDistiller.
+        backbone_lr_scale: of the tower's own weights, where they are trained.
+        warmup_epochs: see PromptDistiller.
+        warmup_lr: see PromptDistiller.
+        optimizer: see PromptDistiller.
+        choose: see PromptDistiller.
+    """
+
+    _table: Tensor
+
+    def __init__(
+        self,
+        student: str | OpenClassifier = "ViT-B-16",
+        student_pretrained: str | None = None,
+        student_arguments: dict[str, Any] | None = None,
+        image_size: int | None = None,
+        teacher: str | None = None,
+        teacher_pretrained: str | None = None,
+        class_vectors: str | None = None,
+        template_set: str = "bare",
+        prompts: PromptSize | None = PromptSize(),  # noqa: B008 (frozen)
+        projector: ProjectorSize | None = ProjectorSize(),  # noqa: B008
+        trained: Trained = "prompts",
+        weights: dict[str, float] | None = None,
+        reduction: Literal["mean", "batchmean"] = "mean",
+        temperature: float = 1.0,
+        cache_teacher: bool = False,
+        micro_batch: int | None = None,
+        ship_text: bool = True,
+        lr: float = 0.005,
+        weight_decay: float = 5e-4,
+        backbone_lr_scale: float = 1.0,
+        warmup_epochs: int = 1,
+        warmup_lr: float = 1e-5,
+        optimizer: Optimizer = "sgd",
+        choose: Choose = "last",
+    ) -> None:
+        chosen = weights or {"kd": 1000.0}
+        super().__init__(
+            chosen, lr, weight_decay, backbone_lr_scale, warmup_epochs, warmup_lr, optimizer, choose
+        )
+        for name in chosen:
+            if name not in _LOSSES:
+                raise UserError(f"model.weights.{name}: no such loss; there are {', '.join(_LOSSES)}")
+        if micro_batch is not None and micro_batch < 1:
+            raise UserError(f"model.micro_batch={micro_batch}: expected at least 1, or null for all")
+        self.teacher: Source | None = load_source(teacher, teacher_pretrained) if teacher else None
+        if self.teacher:
+            self.hold("teacher", self.teacher.model)
+        self.given = ClassVectors.load(class_vectors) if class_vectors else None
+        self.template_set, self.reduction, self.temperature = template_set, reduction, temperature
+        self.cache_teacher, self.micro_batch, self.ship_text = cache_teacher, micro_batch, ship_text
+        self.features: TeacherFeatures | None = None
+        self.vectors: ClassVectors | None = None
+        if isinstance(student, str):
+            width = self._width()
+            if trained == "prompts" and prompts is None:
+                raise UserError("model.trained=prompts: there are none; choose projector or all")
+            student = build_open_classifier(
+                student, width, student_pretrained, prompts, projector, image_size, student_arguments
+            )
+        self.student = student
+        self.trained = trained
+        self._freeze()
+
+    def _width(self) -> int:
+        """Of the class vectors."""
+        if self.given:
+            return self.given.width
+        if not self.teacher:
+            raise UserError("model.teacher: missing; give a teacher, or class_vectors and weights: {ce: 1.0}")
+        model = self.teacher.model
+        return model.width if isinstance(model, OpenClassifier) else model.spec.width
+
+    def _freeze(self) -> None:
+        for name, parameter in self.student.named_parameters():
+            part = "prompts" if ".prompts." in name else name.split(".")[0]
+            if self.trained != "all" and part not in (self.trained, "projector"):
+                parameter.requires_grad_(False)
+        if not any(p.requires_grad for p in self.student.parameters()):
+            raise UserError(
+                f"model.trained={self.trained}: nothing to train; choose all, or give a projector"
+            )
+
+    # --- data ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Class vectors of the data's names, keyed; what the teacher says of stored crops.
+
+        Raises UserError for class vectors of another encoder or without one of the names, and for batches
+        whose BatchNorm would not be that of one process.
+        """
+        super().setup(stage)
+        self.vectors = self._class_vectors()
+        self.register_buffer("_table", self.vectors.vectors, persistent=False)
+        if stage != "fit":
+            return
+        self._check_batches()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if "ce" in self.weights:
+            self._check_labels(data)
+        if "kd" in self.weights and not self.teacher:
+            raise UserError("model.weights.kd: needs a teacher; set model.teacher, or weights: {ce: 1.0}")
+        if self.cache_teacher and self.teacher:
+            self._store_features(data)
+
+    def _class_vectors(self) -> ClassVectors:
+        names = self.names
+        if self.teacher is None:
+            if self.given is None:
+                raise UserError("model.class_vectors: missing; give them, or a teacher to make them")
+            return self._of(self.given, names)
+        stored, model = self.teacher.vectors, self.teacher.model
+        if isinstance(model, OpenClassifier):
+            assert stored is not None, "bundles of open classifiers hold their class vectors"
+            (self.given or stored).check(encoder=stored.encoder)
+            return self._of(self.given or stored, names)
+        if self.given:
+            self.given.check(encoder=model.identity)
+            return self._of(self.given, names)
+        prompts = ("{}",) if learns_context(model) else templates(self.template_set)
+        return ClassVectors.build(names, model.to(self.trainer.strategy.root_device), prompts, cache=True)
+
+    def _of(self, vectors: ClassVectors, names: tuple[str, ...]) -> ClassVectors:
+        """The vectors of the data's names, in their order; the bundle then goes by these names."""
+        found = vectors.select(names)
+        return ClassVectors(found.vectors, names, found.templates, found.encoder, found.logit_scale)
+
+    def _check_batches(self) -> None:
+        parts = self.trainer.accumulate_grad_batches
+        tower = self.student.tower if self.trained == "all" else nn.Identity()
+        if parts > 1 and _batch_norms(self.student.projector, tower):
+            raise UserError(
+                f"trainer.accumulate_grad_batches={parts}: BatchNorm would see one part at a time; set "
+                "data.batch_size to the whole batch and model.micro_batch to a part (same result), or "
+                "model.projector.layers=1"
+            )
+        if self.micro_batch and _batch_norms(tower):
+            raise UserError("model.micro_batch: the tower has BatchNorm that is trained; set it to null")
+
+    def _check_labels(self, data: Any) -> None:
+        seen = {int(k) for k in data.train_labels.unique()}
+        wrong = sorted(k for k in seen if not 0 <= k < len(self.names) or k in self.novel)
+        if wrong:
+            raise UserError(
+                f"model.weights.ce: training images have the label {wrong[0]}, which is no base class; set "
+                "data.classes=base"
+            )
+
+    def _store_features(self, data: Any) -> None:
+        if not data.views:
+            raise UserError("model.cache_teacher: crops must come again; set data.views, for example to 4")
+        model, device = self.held("teacher"), self.trainer.strategy.root_device
+        if self.trainer.is_global_zero:
+            self.features = TeacherFeatures.build(model.to(device), data, device)
+        self.trainer.strategy.barrier("teacher features")
+        self.features = self.features or TeacherFeatures.load(TeacherFeatures.paths(model, data))
+
+    # --- losses --------------------------------------------------------------------------------------------
+
+    def compute_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """kd over all classes; ce over the base classes (all, where none is novel)."""
+        unit = self.student.project(self._embedded(batch["images"]))
+        logits = class_logits(unit, self._table, self.student.logit_scale)
+        losses = {}
+        if "kd" in self.weights:
+            losses["kd"] = kd(logits, self.teacher_logits(batch), self.temperature, self.reduction)
+        if "ce" in self.weights:
+            novel = torch.tensor(sorted(self.novel), dtype=torch.long, device=logits.device)
+            losses["ce"] = F.cross_entropy(logits.index_fill(1, novel, float("-inf")), batch["labels"])
+        return losses
+
+    def _embedded(self, images01: Tensor) -> Tensor:
+        """What the student's tower gives (B,D'); in parts, computed again for their gradients."""
+        if self.micro_batch is None or len(images01) <= self.micro_batch or not torch.is_grad_enabled():
+            return self.student.tower(images01)
+        parts = images01.split(self.micro_batch)
+        return torch.cat([checkpoint(self.student.tower, part, use_reentrant=False) for part in parts])
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """The teacher's logits (B,K) over the same class vectors, of the same crops."""
+        model = self.held("teacher")
+        if self.features is not None and "views" in batch:
+            unit = self.features.rows(batch["indices"], batch["views"]).to(self._table.device)
+        else:
+            unit = model.encode_image(batch["images"])
+        return class_logits(unit, self._table, model.logit_scale)
+
+    def parameter_groups(self) -> dict[str, Any]:
+        """Projector and prompts, and the tower's own weights as "backbone"."""
+        own = dict(self.student.named_parameters())
+        tower = [p for n, p in own.items() if n.startswith("tower.") and ".prompts." not in n]
+        new = [p for n, p in own.items() if not n.startswith("tower.") or ".prompts." in n]
+        return {"new": new, "backbone": tower}
+
+    def learned(self) -> dict[str, Tensor]:
+        """What is trained, and the running statistics."""
+        kept = {n for n, p in self.student.named_parameters() if p.requires_grad}
+        kept |= {n for n, _ in self.student.named_buffers()}
+        return {name: x for name, x in self.student.state_dict().items() if name in kept}
+
+    def describe(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Inputs and widths of both towers, and what the weight of kd amounts to."""
+        assert self.vectors is not None
+        rows = [_row("student", self.student.spec, self.vectors.width, self.student.logit_scale)]
+        if self.teacher:
+            rows.append(
+                _row("teacher", self.teacher.model.spec, self.vectors.width, self.teacher.model.logit_scale)
+            )
+        rows.append({"part": "class vectors", "width": self.vectors.width, "classes": len(self.vectors)})
+        if "kd" in self.weights:
+            weight = self.weights["kd"] / (len(self.vectors) if self.reduction == "mean" else 1)
+            rows.append({"part": "kd", "classes": len(self.vectors), "batch-mean weight": round(weight, 4)})
+        return rows
+
+    # --- scores --------------------------------------------------------------------------------------------
+
+    def logits(self, images01: Tensor) -> Tensor:
+        """(B,3,H,W) in [0,1] -> the student's logits (B,K)."""
+        return self.student(images01, self._table)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """As in the base; labels, teacher, class vectors."""
+        if self.recorded_protocol:
+            return self.recorded_protocol
+        assert self.vectors is not None
+        teacher = self.teacher.card.get("name", self.vectors.encoder) if self.teacher else "none"
+        return {
+            **super().protocol,
+            "labels": "used in training" if "ce" in self.weights else "not used",
+            "teacher": teacher,
+            "class vectors": self.vectors.encoder,
+        }
+
+    def teacher_record(self) -> dict[str, Any] | None:
+        """The teacher's card, as far as the gate needs it."""
+        return recorded(self.teacher.card) if self.teacher and self.teacher.card else None
+
+    def score_teacher(self, loader: Any) -> dict[str, float]:
+        """The teacher's scores on validation batches, over the class vectors of this run."""
+        self._place_held()
+        model, hits = self.held("teacher"), SplitHits(len(self.names), self.novel)
+        table = self._table.to(self.device)
+        return score(
+            lambda images: class_logits(model.encode_image(images), table, model.logit_scale),
+            loader,
+            hits,
+            self.device,
+        )
+
+    # --- bundle --------------------------------------------------------------------------------------------
+
+    def bundle(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Image tower, prompts, projector, class vectors; where it is shipped, the teacher's text half."""
+        assert self.vectors is not None
+        card: dict[str, Any] = {
+            "kind": "open_classifier",
+            "architecture": self.student.architecture,
+            "input_spec": self.student.spec.to_dict(),
+            "class_names": list(self.vectors.names),
+            "novel": sorted(self.names[k] for k in self.novel),
+            "class_vectors": self.vectors.facts(),
+        }
+        tensors = {f"student.{name}": x for name, x in self.student.state_dict().items()}
+        tensors["class_vectors"] = self.vectors.vectors
+        model = self.teacher.model if self.teacher else None
+        if self.ship_text and model is not None and not isinstance(model, OpenClassifier):
+            card["text"], text = text_card(model)
+            tensors |= text
+        return card, tensors
+
+    @classmethod
+    def from_bundle(cls, path: str | Path) -> Distiller:
+        """The student of a bundle, ready to be scored; the teacher is not needed. Also prompts of stage 1."""
+        if read_card(path)["kind"] == "prompts":
+            from vlkd.methods.promptkd.teacher import PromptTeacher
+
+            return PromptTeacher.from_bundle(path)
+        card, tensors = load_bundle(path)
+        method = _Scored(open_classifier_from_card(card, tensors, str(path)), trained="all")
+        method.given = ClassVectors.of_bundle(card, tensors)
+        if "text" in card:
+            method.text = text_encoder(card["text"], tensors, str(path))
+        method.recorded_protocol = card.get("protocol")
+        return method
+
+
+class _Scored(PromptKD):
+    """A student from its bundle: names that its class vectors lack are encoded where it has a text half."""
+
+    text: Any = None
+
+    def _class_vectors(self) -> ClassVectors:
+        assert self.given is not None
+        known = set(self.given.names)
+        if self.text is None or set(self.names) <= known:
+            return self._of(self.given, self.names)
+        return ClassVectors.build(self.names, self.text, self.given.templates)
+
+
+def _batch_norms(*parts: nn.Module | None) -> bool:
+    return any(
+        isinstance(module, _BatchNorm) for part in parts if part is not None for module in part.modules()
+    )
+
+
+def _row(part: str, spec: Any, width: int, scale: float) -> dict[str, Any]:
+    size = "x".join(map(str, spec.size))
+    return {"part": part, "input": size, "tower": spec.width, "width": width, "logit scale": round(scale, 3)}
