@@ -2,6 +2,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from toy_stages import CONFIG
 
 
 @pytest.fixture
@@ -25,3 +26,10 @@ def toy_config(tmp_path: Path) -> Path:
         """)
     )
     return path
+
+
+@pytest.fixture
+def two_stages(tmp_path: Path) -> Path:
+    """Stage 1: 4 steps an epoch, 2 epochs; stage 2: 6 steps an epoch, 3 epochs."""
+    (tmp_path / "two.yaml").write_text(CONFIG)
+    return tmp_path / "two.yaml"

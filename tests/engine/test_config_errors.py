@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from commands import assert_one_line
 
 from vlkd.engine.cli import main
 
@@ -88,9 +89,3 @@ def test_files_that_are_no_configs(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_wrong_commands(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     assert main(words) == 2
     assert_one_line(capsys.readouterr().err, message)
-
-
-def assert_one_line(err: str, message: str) -> None:
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and message in lines[0], err
-    assert "Traceback" not in err

@@ -1,33 +1,13 @@
 """Two gloo processes learn and score what one process does on the same data."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import train_in_processes
 
 from vlkd.engine.cli import main
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
-TESTS = Path(__file__).resolve().parents[1]
-
-
-def train_in_processes(config: Path, run: Path, *overrides: str) -> None:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
-        "MASTER_ADDR": "127.0.0.1",
-    }
-    environment.pop("MASTER_PORT", None)
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"  # a container may not be able to look up its own name
-    words = [sys.executable, str(TOOL), str(config), "--run", str(run), "--trainer.log_every_n_steps=1"]
-    done = subprocess.run([*words, *overrides], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
 
 
 def scores(run: Path) -> list[float]:

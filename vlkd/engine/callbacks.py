@@ -132,7 +132,7 @@ class PlainProgress(Callback):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.sanity_checking:
+        if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         scores = {
             key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("score/")

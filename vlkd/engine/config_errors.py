@@ -41,50 +41,60 @@ def read_config(path: Path, shown_as: str = "") -> dict[str, Any]:
 
 
 def check_keys(
-    parser: Any, classes: dict[str, type], content: dict[str, Any], overrides: Sequence[str], name: str
+    parser: Any,
+    classes: dict[str, type],
+    content: dict[str, Any],
+    overrides: Sequence[str],
+    name: str,
+    prefix: str = "",
 ) -> None:
     """Raises UserError at the first key of the file or the command line that nothing reads.
 
-    argparse would take `--trainer.max_epoch` for an abbreviation, and jsonargparse answers in ten lines.
+    Messages name keys with the prefix. argparse would take `--trainer.max_epoch` for an abbreviation, and
+    jsonargparse answers in ten lines.
     """
     options = {option.lstrip("-") for option in parser._option_string_actions}
     valid = {
         action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")
     }
+    where = f"{name}: {prefix}"
     for key, base in classes.items():
-        class_path = _class_path(key, content, overrides)
-        if class_path is None:
-            raise UserError(
-                f"{name}: {key}.class_path: missing; expected the path of a class, as in configs/"
-            )
-        found = _import(class_path, base, key, name)
+        found = class_of(key, base, content, overrides, where)
         valid |= {f"{key}.class_path", f"{key}.init_args"}
-        valid |= {f"{key}.init_args.{argument}" for argument in _arguments_of(found)}
+        valid |= {f"{key}.init_args.{argument}" for argument in arguments_of(found)}
         section = content.get(key)
         given = section.get("init_args") if isinstance(section, dict) else None
-        valid |= {f"{key}.init_args.{argument}" for argument in _nested_arguments(found, given or {}, name)}
+        valid |= {f"{key}.init_args.{argument}" for argument in _nested_arguments(found, given or {}, where)}
 
     for key in _leaves(content):
         if not _is_valid(key, valid):
-            raise UserError(f"{name}: {key}: unknown key{_hint(key, valid)}")
+            raise UserError(f"{where}{key}: unknown key{_hint(key, valid, prefix)}")
     for override in overrides:
         if not override.startswith("--"):
             continue
         key = override[2:].split("=", 1)[0].rstrip("+")
-        long = _with_init_args(key)
+        long = with_init_args(key)
         if not _is_valid(long, valid) and (key not in options or "." in key):
-            raise UserError(f"--{key}: unknown key{_hint(long, valid)}")
+            raise UserError(f"--{prefix}{key}: unknown key{_hint(long, valid, prefix)}")
 
 
-def explain(problem: Exception, name: str) -> UserError:
+def class_of(key: str, base: type, content: dict[str, Any], overrides: Sequence[str], where: str) -> type:
+    """The class of a section. Raises UserError, its line beginning with `where`, when there is none."""
+    class_path = _class_path(key, content, overrides)
+    if class_path is None:
+        raise UserError(f"{where}{key}.class_path: missing; expected the path of a class, as in configs/")
+    return _import(class_path, base, key, where)
+
+
+def explain(problem: Exception, name: str, prefix: str = "") -> UserError:
     """The one-line form of jsonargparse's message on a value of the wrong type or a missing argument."""
     message = str(problem)
     keys = re.findall(r'(?:Parser key|Key) "([^"]+)"', message)
-    key = _with_init_args(".".join(keys)) if keys else ""
+    key = with_init_args(".".join(keys)) if keys else ""
     absent = re.search(r"arguments are required: (.+)", message)
     if absent:
         return UserError(
-            f"{name}: {_with_init_args(f'{key}.{absent[1].strip()}')}: missing; the class needs it"
+            f"{name}: {prefix}{with_init_args(f'{key}.{absent[1].strip()}')}: missing; the class needs it"
         )
     subtypes = re.findall(r"Subtypes: \[(.*)\]", message)
     expected = re.findall(r"Expected an? (.+?)\. Got value: (.*)", message)
@@ -98,7 +108,7 @@ def explain(problem: Exception, name: str) -> UserError:
     else:
         inner = re.sub(r"- Expected an? <class 'NoneType'>.*", "", message, flags=re.DOTALL)
         reason = _plain(" ".join(inner.split()))
-    return UserError(f"{name}: {key + ': ' if key else ''}{reason}")
+    return UserError(f"{name}: {prefix + key + ': ' if key else ''}{reason}")
 
 
 def _plain(text: str) -> str:
@@ -106,7 +116,7 @@ def _plain(text: str) -> str:
     return text.replace("NoneType", "null")
 
 
-def _with_init_args(key: str) -> str:
+def with_init_args(key: str) -> str:
     """`model.lr` -> `model.init_args.lr`, as the command line may leave the middle out."""
     head, _, rest = key.partition(".")
     if head in CLASS_KEYS and rest and rest.split(".")[0] not in ("class_path", "init_args"):
@@ -125,7 +135,7 @@ def _class_path(key: str, content: dict[str, Any], overrides: Sequence[str]) -> 
     return section.get("class_path") if isinstance(section, dict) else None
 
 
-def _import(class_path: str, base: type, key: str, name: str) -> type:
+def _import(class_path: str, base: type, key: str, where: str) -> type:
     module, _, attribute = str(class_path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -134,13 +144,13 @@ def _import(class_path: str, base: type, key: str, name: str) -> type:
         missing = getattr(problem, "name", None)
         if isinstance(problem, ImportError) and missing and not f"{module}.".startswith(f"{missing}."):
             raise UserError(
-                f"{name}: {key}.class_path: {class_path} needs the package {missing}, not installed"
+                f"{where}{key}.class_path: {class_path} needs the package {missing}, not installed"
             ) from None
         raise UserError(
-            f"{name}: {key}.class_path: no class {class_path!r}{_hint(str(class_path), _known_classes(key))}"
+            f"{where}{key}.class_path: no class {class_path!r}{_hint(str(class_path), _known_classes(key))}"
         ) from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{name}: {key}.class_path: {class_path} is no {base.__name__}")
+        raise UserError(f"{where}{key}.class_path: {class_path} is no {base.__name__}")
     return found
 
 
@@ -158,7 +168,8 @@ def _known_classes(key: str) -> set[str]:
     }
 
 
-def _arguments_of(found: type) -> set[str]:
+def arguments_of(found: type) -> set[str]:
+    """Names of a class's constructor arguments, those that its bases take included."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -170,17 +181,17 @@ def _arguments_of(found: type) -> set[str]:
     }
 
 
-def _nested_arguments(found: type, given: dict[str, Any], name: str) -> set[str]:
+def _nested_arguments(found: type, given: dict[str, Any], where: str) -> set[str]:
     """Keys inside a class's arguments that are dataclasses or classes themselves."""
     valid = set()
     for argument, hint in get_type_hints(found.__init__).items():  # type: ignore[misc]
         for part in (p for p in get_args(hint) or (hint,) if isinstance(p, type)):
             if is_dataclass(part):
-                valid |= {f"{argument}.{field}" for field in _arguments_of(part)}
+                valid |= {f"{argument}.{field}" for field in arguments_of(part)}
             elif part.__module__.startswith("vlkd."):
                 value = given.get(argument)
                 path = value.get("class_path") if isinstance(value, dict) else None
-                inner = _arguments_of(_import(path, part, f"init_args.{argument}", name) if path else part)
+                inner = arguments_of(_import(path, part, f"init_args.{argument}", where) if path else part)
                 valid |= {f"{argument}.class_path", f"{argument}.init_args"}
                 valid |= {f"{argument}.{middle}{key}" for key in inner for middle in ("", "init_args.")}
     return valid
@@ -215,7 +226,7 @@ def _is_valid(key: str, valid: set[str]) -> bool:
     return False
 
 
-def _hint(key: str, valid: Iterable[str]) -> str:
+def _hint(key: str, valid: Iterable[str], prefix: str = "") -> str:
     last = key.rsplit(".", 1)[-1]
 
     def likeness(other: str) -> float:
@@ -223,4 +234,4 @@ def _hint(key: str, valid: Iterable[str]) -> str:
         return max(whole, 0.95 * difflib.SequenceMatcher(None, last, other.rsplit(".", 1)[-1]).ratio())
 
     best = max(valid, key=likeness, default="")
-    return f"; did you mean {best}?" if best and likeness(best) > 0.55 else ""
+    return f"; did you mean {prefix}{best}?" if best and likeness(best) > 0.55 else ""

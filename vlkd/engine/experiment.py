@@ -24,7 +24,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from vlkd.engine.callbacks import LAST, LastCheckpoint, PlainProgress, Stop
 from vlkd.engine.config_errors import check_keys, explain, read_config
 from vlkd.engine.resume import ExactResume, make_resumable
-from vlkd.errors import UserError
+from vlkd.engine.stages import LATER, OPTION, SECTION, own_words, placeholder
+from vlkd.errors import UserError, plain_errors
 from vlkd.methods.base import Distiller
 
 DEFAULTS = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
@@ -33,13 +34,23 @@ DEFAULTS = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_su
 class Experiment(LightningCLI):
     """What a config and its overrides describe; nothing is built before it is asked for.
 
+    `prefix` stands before keys in messages: what is described is a section of a config (vlkd.engine.stages).
     Raises UserError for a missing file, wrong YAML, an unknown key or a value of the wrong type.
     """
 
-    def __init__(self, config: Path, overrides: Sequence[str] = (), shown_as: str = "") -> None:
+    def __init__(
+        self, config: Path, overrides: Sequence[str] = (), shown_as: str = "", prefix: str = ""
+    ) -> None:
         self.source = config
         self.overrides = list(overrides)
         self.shown_as = shown_as or str(config)
+        self.prefix = prefix
+        self.content = read_config(config, self.shown_as)
+        self.staged = not prefix and self.content.get(SECTION) is not None  # stage 1 trains its teacher
+        self.skipped = False  # it would, but a teacher was given
+        self.notes: dict[str, Any] = {}  # on stages, for the record
+        self.within: tuple[Experiment, Path] | None = None  # of stage 1: the whole run and its folder
+        self.written = False  # config and versions lie in the run folder
         quiet_libraries()
         super().__init__(
             Distiller,
@@ -55,13 +66,22 @@ class Experiment(LightningCLI):
             run=False,
         )
 
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        if self.staged:
+            parser.add_argument(f"--{SECTION}", type=dict, help="what stage 1, the teacher's, has different")
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         classes = {"model": Distiller, "data": LightningDataModule}
-        check_keys(parser, classes, read_config(self.source, self.shown_as), self.overrides, self.shown_as)
+        own = own_words(self.overrides) if self.staged else self.overrides
+        check_keys(parser, classes, self.content, own, self.shown_as, self.prefix)
+        later = placeholder(self.content, own, self.shown_as) if self.staged else []
         try:
-            self.config = parser.parse_args(["--config", str(self.source), *self.overrides])
+            self.config = parser.parse_args(["--config", str(self.source), *later, *own])
         except (ArgumentError, TypeError, ValueError) as problem:
-            raise explain(problem, self.shown_as) from None
+            raise explain(problem, self.shown_as, self.prefix) from None
+        if self.staged and self.config.get(OPTION) != LATER:
+            self.staged, self.skipped = False, True
+            self.config.pop(SECTION)
 
     def instantiate_classes(self) -> None:
         """Nothing yet: a check needs no model, a bundle brings its own."""
@@ -70,8 +90,15 @@ class Experiment(LightningCLI):
     def seed(self) -> int:
         return int(self.config["seed_everything"])
 
+    def seed_again(self) -> None:
+        """Random states as at the beginning, whatever was trained or read meanwhile."""
+        self._set_seed()
+
     def merged(self) -> dict[str, Any]:
-        """The whole config as plain values, defaults and overrides included."""
+        """The whole config as plain values, defaults and overrides included.
+
+        A teacher that stage 1 trains is not part of it: only the run knows where it lies.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
@@ -79,15 +106,19 @@ class Experiment(LightningCLI):
             text = self.parser.dump(self.config, format="yaml")
         content = yaml.safe_load(text)
         content.pop("config", None)
+        if self.staged:
+            content["model"]["init_args"].pop("teacher")
         return content
 
     def build_data(self) -> LightningDataModule:
         """The data module alone."""
-        return self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
+        with plain_errors():
+            return self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
 
     def build_method(self) -> Distiller:
         """The method alone."""
-        return self.parser.instantiate_classes(Namespace(model=self.config["model"]))["model"]
+        with plain_errors():
+            return self.parser.instantiate_classes(Namespace(model=self.config["model"]))["model"]
 
     def build_trainer(self, callbacks: Sequence[Callback], logger: Any, **more: Any) -> Trainer:
         """The trainer of the config, with our callbacks beside those of the config."""
@@ -104,7 +135,9 @@ class Experiment(LightningCLI):
         try:
             return Trainer(**given)
         except (ValueError, TypeError, MisconfigurationException) as problem:
-            raise UserError(f"{self.shown_as}: trainer: {str(problem).strip().splitlines()[0]}") from None
+            raise UserError(
+                f"{self.shown_as}: {self.prefix}trainer: {str(problem).strip().splitlines()[0]}"
+            ) from None
 
     def build(
         self, run: Path, stop: Stop, more: Sequence[Callback] = (), logged: bool = True

@@ -44,9 +44,17 @@ def new_run_folder(config: Path, chosen: str | None = None) -> Path:
 
 
 def run_to_resume(folder: str) -> Path:
-    """The folder of an earlier run. Raises UserError when it holds no config or checkpoint."""
+    """The folder of an earlier run. Raises UserError when it holds no config or checkpoint.
+
+    A run whose first stage trains the teacher has no checkpoint before its second.
+    """
+    from vlkd.engine.config_errors import read_config
+    from vlkd.engine.stages import SECTION
+
     path = Path(folder)
     for name in ("config.yaml", "last.ckpt"):
+        if name == "last.ckpt" and SECTION in read_config(path / "config.yaml"):
+            continue
         if not (path / name).is_file():
             raise UserError(f"{path / name}: missing; --resume expects the folder of a run that has begun")
     return path

@@ -67,9 +67,13 @@ def _parser() -> argparse.ArgumentParser:
 def _from_config(config: Path, weights: str, overrides: Sequence[str]) -> tuple[Experiment, Distiller, Path]:
     from vlkd.engine.bundle import load_bundle
     from vlkd.engine.experiment import Experiment, check_checkpoint
+    from vlkd.engine.stages import refuse_words, take_teacher
 
     experiment = Experiment(config, overrides)
     path = Path(weights)
+    if experiment.staged:
+        refuse_words(overrides, "scoring trains no teacher")
+        take_teacher(experiment, path if path.is_dir() else path.parent)
     if path.is_dir():
         path = path / "last.ckpt"
     if path.suffix == ".ckpt":
@@ -98,6 +102,7 @@ def _from_bundle(target: str, overrides: Sequence[str]) -> tuple[Experiment, Dis
     from vlkd.engine.bundle import read_card
     from vlkd.engine.experiment import Experiment
     from vlkd.engine.hub import resolve
+    from vlkd.engine.stages import refuse_words
     from vlkd.methods import list_methods, method_class
     from vlkd.methods.base import Distiller
 
@@ -110,6 +115,8 @@ def _from_bundle(target: str, overrides: Sequence[str]) -> tuple[Experiment, Dis
         written = Path(folder) / "config.yaml"
         written.write_text(yaml.safe_dump(config), encoding="utf-8")
         experiment = Experiment(written, overrides, shown_as=f"{path} (card)")
+    if experiment.staged:
+        refuse_words(overrides, "scoring trains no teacher")
     return experiment, (method_class(name) if name in list_methods() else Distiller).from_bundle(path), path
 
 

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +44,26 @@ def train(argv: Sequence[str]) -> int:
         return _train_seeds(arguments, overrides, argv)
 
     from vlkd.engine.experiment import Experiment
-    from vlkd.engine.run_folder import new_run_folder, run_to_resume
+    from vlkd.engine.run_folder import is_first_process, new_run_folder, run_to_resume
+    from vlkd.engine.stages import first_stage, other_data, train_stages
 
     resumed = run_to_resume(arguments.resume) if arguments.resume else None
     config = resumed / "config.yaml" if resumed else Path(arguments.config)
     experiment = Experiment(config, overrides)
+    first = first_stage(experiment)
     if arguments.check:
-        return _check(experiment)
+        return max(_check(one) for one in [*other_data(first, experiment), experiment])
     run = resumed or new_run_folder(config, arguments.run)
-    return _fit(experiment, run, resumed is not None, arguments, f"{_program()} --resume {run}")
+    go_on = f"{_program()} --resume {run}"
+    one = partial(_fit, arguments=arguments, go_on=go_on)
+    try:
+        return train_stages(experiment, first, run, resumed is not None, one, arguments.dry_run)
+    except KeyboardInterrupt:
+        if first is None or not (run / "config.yaml").is_file():
+            raise
+        if is_first_process():
+            print(f"\nstopped. Continue with:\n{go_on}", flush=True)  # between steps: all is saved
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,28 +117,33 @@ def _train_seeds(arguments: argparse.Namespace, overrides: list[str], argv: Sequ
     from vlkd.engine.records.record import RECORD, read_record
     from vlkd.engine.records.seeds import check_same, parse_seeds, run_seeds, seed_overrides
     from vlkd.engine.run_folder import SEED_OPTIONS, new_run_folder
+    from vlkd.engine.stages import first_stage, train_stages
 
     seeds, config = parse_seeds(arguments.seeds), Path(arguments.config)
     for override in overrides:
         if override.split("=")[0] in SEED_OPTIONS:
             raise UserError(f"{override}: --seeds sets the seed; leave it out")
     run = Path(arguments.run) if arguments.run else new_run_folder(config)
-    merged = Experiment(config, overrides).merged()
+    whole = Experiment(config, overrides)
+    first_stage(whole)
+    merged = whole.merged()
     go_on = f"{_program()} {shlex.join([*argv, *([] if arguments.run else ['--run', str(run)])])}"
     teacher: dict[str, Any] | None = None
 
     def one(seed: int, folder: Path) -> int:
         nonlocal teacher
-        if (folder / "config.yaml").is_file():
+        begun = (folder / "config.yaml").is_file()
+        if begun:
             check_same(folder, read_config(folder / "config.yaml"), merged)
         code = 0
         if (folder / RECORD).is_file():
             print(f"{folder}: finished before", flush=True)
         else:
             experiment = Experiment(config, [*overrides, *seed_overrides(merged, seed)])
-            begun = (folder / LAST).is_file()
-            code = _fit(experiment, folder, begun, arguments, go_on, teacher)
-        if not code:
+            first = first_stage(experiment)
+            fit = partial(_fit, arguments=arguments, go_on=go_on, teacher=teacher)
+            code = train_stages(experiment, first, folder, begun or (folder / LAST).is_file(), fit)
+        if not code and not whole.staged:  # else each seed has a teacher of its own
             teacher = teacher or read_record(folder / RECORD).get("teacher")
         return code
 
@@ -146,8 +163,6 @@ def _fit(
     teacher: dict[str, Any] | None = None,
 ) -> int:
     """Trains in the run folder; `go_on` is the command after an interruption, `teacher` a gate's result."""
-    import yaml
-
     from vlkd.engine.callbacks import LAST, Interrupted, Stop
     from vlkd.engine.checks.dry_run import DryRun, DryRunDone
     from vlkd.engine.checks.gate import TeacherGate
@@ -155,20 +170,13 @@ def _fit(
     from vlkd.engine.experiment import fit
     from vlkd.engine.records.record import paper_numbers
     from vlkd.engine.records.speed import Speed
-    from vlkd.engine.run_folder import (
-        all_overrides,
-        command_line,
-        first_config,
-        is_first_process,
-        write_text,
-        write_versions,
-    )
+    from vlkd.engine.run_folder import all_overrides, first_config, is_first_process
 
     config = experiment.merged()
-    if not resuming and is_first_process():
+    if not (resuming or experiment.staged) and is_first_process():
         (run / "versions.json").unlink(missing_ok=True)  # of an attempt that trained nothing
     source = first_config(run / "versions.json") or experiment.source
-    paper = paper_numbers(source)
+    paper = None if experiment.within else paper_numbers(source)
     gate, speed, stop = TeacherGate(config["data"], arguments.gate_tolerance, teacher), Speed(), Stop()
     checks: list[Any] = [] if arguments.no_dry_run else [DryRun(run, arguments.dry_run)]
     # A resumed run does not score the teacher again; the gate then only carries its result.
@@ -181,8 +189,8 @@ def _fit(
             "start a run for each seed with --seed_everything"
         )
     if is_first_process() and not arguments.dry_run:
-        write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        write_versions(run / "versions.json", experiment.seed, command_line(), source, experiment.overrides)
+        for one, folder in [*([experiment.within] if experiment.within else []), (experiment, run)]:
+            _write_down(one, folder)
         set_aside(run)
         print(f"run folder: {run}", flush=True)
     try:
@@ -197,7 +205,7 @@ def _fit(
             print(f"\nstopped; everything is saved in {run / LAST}. Continue with:\n{go_on}", flush=True)
         return INTERRUPTED
     except UserError:
-        if is_first_process() and not (run / LAST).exists():
+        if is_first_process() and not ((run / LAST).exists() or experiment.staged):
             (run / "config.yaml").unlink(missing_ok=True)  # nothing was trained: the folder may be used again
         raise
     if is_first_process():
@@ -212,9 +220,24 @@ def _fit(
             "speed": speed.measured(),
             "teacher": gate.result,
             "paper": paper,
+            **experiment.notes,
         }
         _finish(method, data, run, facts)
     return 0
+
+
+def _write_down(experiment: Experiment, run: Path) -> None:
+    """config.yaml and versions.json of a run, once."""
+    import yaml
+
+    from vlkd.engine.run_folder import command_line, first_config, write_text, write_versions
+
+    if experiment.written:
+        return
+    source = first_config(run / "versions.json") or experiment.source
+    write_text(run / "config.yaml", yaml.safe_dump(experiment.merged(), sort_keys=False))
+    write_versions(run / "versions.json", experiment.seed, command_line(), source, experiment.overrides)
+    experiment.written = True
 
 
 def _finish(method: Distiller, data: LightningDataModule, run: Path, facts: dict[str, Any]) -> None:
@@ -231,7 +254,7 @@ def _finish(method: Distiller, data: LightningDataModule, run: Path, facts: dict
     name = type(method).__module__.removeprefix("vlkd.methods.").split(".")[0]
     section = facts["config"]["data"]
     common = {
-        "name": run.name,
+        "name": f"{run.parent.name}-{run.name}" if "stage" in facts else run.name,
         "method": name,
         **{key: facts[key] for key in ("config", "scores", "protocol")},
         "data": section["class_path"],

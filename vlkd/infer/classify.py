@@ -271,7 +271,13 @@ class OpenClassPredictor(ClassPredictor):
         return cls(model, vectors, fetch, card, **options)
 
     def choice(self, classes: Classes | None) -> Choice:
-        """Any words where the bundle has a text half, else those that it knows; else UserError."""
+        """Any words where the bundle has a text half, else those that it knows; else UserError.
+
+        "@base" and "@novel" are the bundle's base and novel classes.
+        """
+        if classes in ("@base", "@novel"):
+            novel = set(self.card.get("novel", ()))
+            classes = [name for name in self.class_names if (name in novel) == (classes == "@novel")]
         return Choice(*self.words(classes))
 
     def logits(self, images01: Tensor, choice: Choice) -> Tensor:

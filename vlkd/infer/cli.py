@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--classes",
         help='"car|automobile, tree, road"; | joins words of one class; default: the model\'s own. '
-        "Of a classifier: the ones to choose among; of an open one any words",
+        "Of a classifier: the ones to choose among; of an open one any words, or @base, @novel",
     )
     words.add_argument(
         "--classes-file", type=Path, metavar="FILE", help="one class per line; # starts a comment"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data.distributed import DistributedSampler
 
-from vlkd.errors import UserError
+from vlkd.errors import UserError, plain_errors
 
 Module = TypeVar("Module", bound=nn.Module)
 Schedule = Literal["cosine", "poly", "step", "constant"]
@@ -235,7 +235,8 @@ class Distiller(LightningModule):
             )
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(cls, "model", fail_untyped=False, required=True)
-        method: Distiller = parser.instantiate_classes(parser.parse_object({"model": described})).model
+        with plain_errors():
+            method: Distiller = parser.instantiate_classes(parser.parse_object({"model": described})).model
         method.load_student(tensors, str(path))
         return method
 

@@ -13,6 +13,7 @@ from PIL import Image
 from vlkd.data import CoOpData
 from vlkd.data.images.coop import COOP_SETS, open_coop, select_classes
 from vlkd.errors import UserError
+from vlkd.text import class_names
 
 # Data set: folder, images, split file, path of an image of class k, names in the split file, names shown.
 JSON_SETS: dict[str, tuple[str, str, str, str, list[str], list[str]]] = {
@@ -184,6 +185,21 @@ def test_aircraft_reads_its_variant_lists(tmp_path: Path) -> None:
     (base / "images_variant_test.txt").write_text("0000009 727-200\n")
     with pytest.raises(UserError, match=r"1 of its images not found, first .*0000009\.jpg"):
         open_coop(tmp_path, "fgvc_aircraft", "test")
+
+
+def test_imagenet_classes_of_one_name_take_the_packaged_names(tmp_path: Path) -> None:
+    """CoOp's list has "sunglasses" and "missile" twice; class vectors need names that differ."""
+    make_imagenet(tmp_path)
+    packaged = class_names("imagenet_1000")
+    wnids = [*WNIDS, *(f"n1{k:07d}" for k in range(997))]
+    shown = {wnid: packaged[k] for k, wnid in enumerate(wnids)}
+    shown[wnids[1]] = shown[wnids[2]] = "sunglasses, dark"
+    path = tmp_path / "imagenet" / "classnames.txt"
+    path.write_text("".join(f"{wnid} {shown[wnid]}\n" for wnid in reversed(wnids)))
+    assert open_coop(tmp_path, "imagenet", "test").names == tuple(packaged[:3])
+    path.write_text("".join(f"{wnid} fish\n" for wnid in WNIDS))
+    with pytest.raises(UserError, match=r'classnames.txt: two classes are named "fish"'):
+        open_coop(tmp_path, "imagenet", "test")
 
 
 def test_imagenet_tests_on_its_validation_images(tmp_path: Path) -> None:
@@ -397,11 +413,3 @@ def test_two_classes_of_one_name(tmp_path: Path) -> None:
     (base / "images_variant_train.txt").write_text("1 707\n")
     with pytest.raises(UserError, match=r'variants\.txt: labels 0 and 2 are both called "Dash 8"'):
         open_coop(tmp_path, "fgvc_aircraft", "train")
-
-
-def test_imagenet_may_name_two_classes_alike(tmp_path: Path) -> None:
-    # CLIP's names, which CoOp's list holds, call two of ImageNet's classes "sunglasses".
-    make_imagenet(tmp_path)
-    path = tmp_path / "imagenet/classnames.txt"
-    path.write_text(path.read_text().replace("goldfish", "tench"))
-    assert open_coop(tmp_path, "imagenet", "train").names == ("tench", "tench", "great white shark")

@@ -65,6 +65,9 @@ def test_training_pictures_of_some_classes_and_shots() -> None:
     for data in (base, rest, few):
         assert data.names == tuple(OBJECTS) and data.val_fingerprint() == whole.val_fingerprint()
     chosen = {module(shots=2, shots_seed=seed).train_fingerprint() for seed in (0, 0, 1)}
+    assert {module(shots=2, seed=seed).train_fingerprint(False) for seed in (0, 1)} == {
+        module(shots=2, shots_seed=seed).train_fingerprint(False) for seed in (0, 1)
+    }
     assert len(chosen) == 2
     with pytest.raises(UserError, match=r"data\.classes=base: data\.novel names no class"):
         module(classes="base")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from vlkd.data.images.select import (
     need_shots,
 )
 from vlkd.errors import UserError
-from vlkd.text.names import nearest_hint
+from vlkd.text.names import class_names, nearest_hint
 
 _SPLITS = ("train", "val", "test")
 _VAL_SHOTS = 4  # at most, as CoOp
@@ -179,7 +180,7 @@ def _open_imagenet(dataset: str, base: Path, images: Path, split: str) -> FileIm
         raise UserError(f"{dataset} has no val split in CoOp's layout; set data.val_split=test")
     path = base / "classnames.txt"
     lines = (line.strip().partition(" ") for line in _text(path).splitlines() if line.strip())
-    names = {wnid: _class_name(dataset, name, path) for wnid, _, name in lines}
+    names = _told_apart({wnid: _class_name(dataset, name, path) for wnid, _, name in lines}, path)
     if dataset == "imagenetv2":
         return _open_numbered(images, tuple(names[wnid] for wnid in sorted(names)), path)
     folder = "train" if dataset == "imagenet" else images.name
@@ -190,6 +191,19 @@ def _open_imagenet(dataset: str, base: Path, images: Path, split: str) -> FileIm
         raise UserError(f"{place / folder / unnamed[0]}: no name for this class in {path}")
     part = "val" if dataset == "imagenet" and split == "test" else folder
     return open_folder(place, part, [names[wnid] for wnid in classes], folder)
+
+
+def _told_apart(names: dict[str, str], path: Path) -> dict[str, str]:
+    """The names by WordNet id; where two are the same, as in CoOp's list, those of the packaged list."""
+    counts = Counter(names.values())
+    twice = [wnid for wnid in names if counts[names[wnid]] > 1]
+    if not twice:
+        return names
+    packaged = class_names("imagenet_1000")
+    if len(names) != len(packaged):
+        raise UserError(f'{path}: two classes are named "{names[twice[0]]}"; give each a name of its own')
+    order = {wnid: k for k, wnid in enumerate(sorted(names))}
+    return names | {wnid: packaged[order[wnid]] for wnid in twice}
 
 
 def _open_numbered(images: Path, names: tuple[str, ...], path: Path) -> FileImages:
@@ -270,7 +284,7 @@ class CoOpData(ClassificationModuleBase):
         dataset: one of COOP_SETS.
         shots: training images of each class; None for all. Where a class has fewer, all of its own. The split
         "val" then keeps at most min(shots, 4) of each class.
-        shots_seed: of the images that `shots` chooses.
+        shots_seed: of the images that `shots` chooses; None for `seed`.
         classes: of the training images: all, base (the first half, rounded up) or novel.
         val_classes: the same for validation; None for `classes`.
         relabel: labels from 0 and names of the chosen classes alone, which both splits then share; else
@@ -285,7 +299,7 @@ class CoOpData(ClassificationModuleBase):
         root: str,
         dataset: str,
         shots: int | None = None,
-        shots_seed: int = 0,
+        shots_seed: int | None = None,
         classes: Classes = "all",
         val_classes: Classes | None = None,
         relabel: bool = False,
@@ -310,7 +324,7 @@ class CoOpData(ClassificationModuleBase):
                 "data.novel_half: relabel names a half of the classes alone; set one of the two false"
             )
         self.root, self.dataset = root, dataset
-        self.shots, self.shots_seed = shots, shots_seed
+        self.shots, self.shots_seed = shots, self.seed if shots_seed is None else shots_seed
         self.classes: dict[Split, Classes] = {"train": classes, "val": val_classes}
         self.relabel, self.val_split, self.novel_half = relabel, val_split, novel_half
 

@@ -40,7 +40,7 @@ class WorldClassificationData(ClassificationModuleBase):
         classes: of the training pictures: all, base or novel; labels and names stay those of all classes, and
         validation shows all.
         shots: training pictures of each class; None for all. Where a class has fewer, all of its own.
-        shots_seed: of the pictures that `shots` chooses.
+        shots_seed: of the pictures that `shots` chooses; None for `seed`.
         domain: how all pictures look: plain, night, sketch or infrared.
         kwargs: see ClassificationModuleBase.
     """
@@ -55,7 +55,7 @@ class WorldClassificationData(ClassificationModuleBase):
         novel: list[str] | str | None = None,
         classes: Classes = "all",
         shots: int | None = None,
-        shots_seed: int = 0,
+        shots_seed: int | None = None,
         domain: str = "plain",
         **kwargs: Any,
     ) -> None:
@@ -76,7 +76,7 @@ class WorldClassificationData(ClassificationModuleBase):
         }
         self.size, self.world_seed, self.domain = size, world_seed, domain
         self.classes: Classes = classes
-        self.shots, self.shots_seed = shots, shots_seed
+        self.shots, self.shots_seed = shots, self.seed if shots_seed is None else shots_seed
 
     def build(self, split: Split) -> DeviceImages:
         """Pictures of a split. Raises UserError where none of the chosen classes is among them."""

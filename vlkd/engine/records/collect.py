@@ -139,12 +139,11 @@ def _overrides(group: Group) -> list[str]:
 
 
 def _place(record: Mapping[str, Any]) -> str:
-    """The config's path below configs/, else its folder and name; without suffix."""
+    """The config's path below configs/, else its folder and name, without suffix; then the stage, if any."""
     source = Path(str(record.get("source") or record["method"])).with_suffix("")
     parts = source.parts
-    if "configs" in parts:
-        return "/".join(parts[len(parts) - parts[::-1].index("configs") :])
-    return "/".join(parts[-2:])
+    first = len(parts) - parts[::-1].index("configs") if "configs" in parts else -2
+    return "/".join([*parts[first:], *([record["stage"]] if record.get("stage") else [])])
 
 
 def _abridged(words: Sequence[str]) -> str:

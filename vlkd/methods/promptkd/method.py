@@ -67,6 +67,7 @@ class PromptKD(PromptDistiller):
         projector: from the student's width to that of the class vectors; null only where they agree.
         trained: prompts (and the projector), the projector alone, or all.
         weights: factors of kd and ce.
+        weights_of: other weights for some data sets, by the name that the data module has as `dataset`.
         reduction: of kd: "mean" over batch and classes (the published weights), or "batchmean".
         temperature: of kd.
         cache_teacher: store the teacher's vectors of all crops before the first epoch; needs data.views.
@@ -98,6 +99,7 @@ class PromptKD(PromptDistiller):
         projector: ProjectorSize | None = ProjectorSize(),  # noqa: B008
         trained: Trained = "prompts",
         weights: dict[str, float] | None = None,
+        weights_of: dict[str, dict[str, float]] | None = None,
         reduction: Literal["mean", "batchmean"] = "mean",
         temperature: float = 1.0,
         cache_teacher: bool = False,
@@ -115,7 +117,8 @@ class PromptKD(PromptDistiller):
         super().__init__(
             chosen, lr, weight_decay, backbone_lr_scale, warmup_epochs, warmup_lr, optimizer, choose
         )
-        for name in chosen:
+        self.weights_of = dict(weights_of or {})
+        for name in {name for some in (chosen, *self.weights_of.values()) for name in some}:
             if name not in _LOSSES:
                 raise UserError(f"model.weights.{name}: no such loss; there are {', '.join(_LOSSES)}")
         if micro_batch is not None and micro_batch < 1:
@@ -173,6 +176,7 @@ class PromptKD(PromptDistiller):
             return
         self._check_batches()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.weights = self.weights_of.get(getattr(data, "dataset", ""), self.weights)
         if "ce" in self.weights:
             self._check_labels(data)
         if "kd" in self.weights and not self.teacher:
