@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,14 @@ from vlkd.models.open_classifier import (
     build_open_classifier,
     open_classifier_from_card,
 )
-from vlkd.models.prompted import PromptSize, build_prompted, learns_context, text_card, text_encoder
+from vlkd.models.prompted import (
+    PromptSize,
+    build_prompted,
+    learns_context,
+    released_prompts,
+    text_card,
+    text_encoder,
+)
 
 TOWERS: dict[str, dict[str, Any]] = {
     "prompts": {"prompts": PromptSize(2, 2)},
@@ -119,3 +127,36 @@ def test_the_text_half_travels_alone(context: bool) -> None:
         tensors["context.values"] = tensors["context.values"][:, :2]
         with pytest.raises(UserError, match=r"file: prompts \(depth, length, width\)"):
             text_encoder(card, tensors, "file")
+
+
+def released(path: Path, model: Any, **changes: Any) -> Path:
+    """A checkpoint as the authors' code writes it: prompts, a copy of the CLIP model, class-token buffers."""
+    visual, text = (model.prompts[key].values.detach() for key in ("visual", "text"))
+    state = {"prompt_learner.ctx": text[0], "image_encoder.VPT": visual[0], "logit_scale": torch.ones(())}
+    for tower, values in (("image_encoder", visual), ("text_encoder", text)):
+        state |= {f"{tower}.transformer.resblocks.{k}.VPT_shallow": values[k] for k in range(1, len(values))}
+    state |= {
+        "prompt_learner.token_prefix": torch.zeros(5, 1, 32),
+        "image_encoder.conv1.weight": torch.ones(2),
+    }
+    state = {key: x for key, x in (state | changes).items() if x is not None}
+    torch.save({"state_dict": state, "epoch": 20, "val_result": 80.0}, path)
+    return path
+
+
+def test_released_prompts_are_read_by_their_names(tmp_path: Path) -> None:
+    clip = save_clip(tmp_path / "clip.safetensors")
+    torch.manual_seed(3)
+    model = build_prompted(build_clip(clip), PromptSize(2, 3), PromptSize(3, 2), words=None)
+    found = released_prompts(released(tmp_path / "model-best.pth.tar", model), clip)
+    assert found.identity == model.identity
+    torch.testing.assert_close(found.encode_text(["car"]), model.encode_text(["car"]))
+    lacking = {"image_encoder.transformer.resblocks.1.VPT_shallow": None}
+    with pytest.raises(UserError, match=r"model-best.pth.tar: no image_encoder.VPT with the layers"):
+        released_prompts(released(tmp_path / "model-best.pth.tar", model, **lacking), clip)
+    wide = {
+        "prompt_learner.ctx": torch.zeros(3, 33),
+        "text_encoder.transformer.resblocks.1.VPT_shallow": None,
+    }
+    with pytest.raises(UserError, match=r"prompts \(depth, length, width\)"):
+        released_prompts(released(tmp_path / "model-best.pth.tar", model, **wide), clip)

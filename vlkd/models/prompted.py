@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlkd.errors import UserError
 from vlkd.models.clip import CLIPTower, TextEncoder, build_clip, text_from_card
 from vlkd.models.prompt import PromptedTower, TextPrompts, VisualPrompts
+from vlkd.models.weights import read_weights
 
 _PREFIX = "prompts."
+_DEEP = r"transformer\.resblocks\.(\d+)\.VPT_shallow"  # a layer's prompts in released checkpoints
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,33 @@ def prompted_from_card(card: dict[str, Any], tensors: dict[str, Tensor], source:
     visual, text = (architecture[key] and PromptSize(**architecture[key]) for key in ("visual", "text"))
     model = build_prompted(tower, visual, text, words=None)
     model.load_prompts({key.removeprefix(_PREFIX): x for key, x in tensors.items()}, source)
+    return model.eval().requires_grad_(False)
+
+
+def released_prompts(path: str | Path, clip: str, pretrained: str | None = None) -> PromptedTower:
+    """Prompts of a checkpoint of the authors' code (PromptKD stage 1), on the CLIP model they belong to.
+
+    Reads "prompt_learner.ctx", "image_encoder.VPT" and each layer's "VPT_shallow"; its copy of the CLIP model
+    and its class names are passed over. Raises UserError where these are missing or do not fit.
+    Source of the names: zhengli97/PromptKD@ec244f7.
+    """
+    state = {key.removeprefix("module."): x for key, x in read_weights(path).items()}
+    tensors = {}
+    for key, first, tower in (
+        ("visual", "image_encoder.VPT", "image_encoder"),
+        ("text", "prompt_learner.ctx", "text_encoder"),
+    ):
+        found = {int(m[1]): x for k, x in state.items() if (m := re.fullmatch(rf"{tower}\.{_DEEP}", k))}
+        if first not in state or sorted(found) != [*range(1, len(found) + 1)]:
+            raise UserError(
+                f"{path}: no {first} with the layers above it; expected a checkpoint of PromptKD's stage 1"
+            )
+        tensors[f"{key}.values"] = torch.stack([state[first], *(found[k] for k in sorted(found))]).float()
+    depths = {key: PromptSize(len(x[0]), len(x)) for key, x in tensors.items()}
+    model = build_prompted(
+        build_clip(clip, pretrained), depths["visual.values"], depths["text.values"], words=None
+    )
+    model.load_prompts(tensors, str(path))
     return model.eval().requires_grad_(False)
 
 

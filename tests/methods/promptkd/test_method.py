@@ -337,9 +337,9 @@ def test_the_best_epoch_on_held_out_images_is_kept(make: Callable[..., PromptKD]
 
 def test_protocol_tells_which_images_were_trained_on(make: Callable[..., PromptKD]) -> None:
     for options, expected in (
-        ({}, "of base and novel classes (transductive)"),
-        ({"classes": "base"}, "of base classes only"),
-        ({"novel": None}, "the training split"),
+        ({}, "160 of base and novel classes (transductive)"),
+        ({"classes": "base"}, "127 of base classes only"),
+        ({"novel": None}, "160 of the training split"),
     ):
         method = make()
         fit(method, night(**options), max_epochs=1, limit_train_batches=1, limit_val_batches=1)

@@ -58,7 +58,7 @@ class PromptDistiller(Distiller):
         self.names: tuple[str, ...] = ()
         self.novel: frozenset[int] = frozenset()
         self.recorded_protocol: dict[str, Any] | None = None
-        self._unlabelled = ""
+        self._seen = ""
         self._best: dict[str, Any] = {}
 
     # --- what a stage gives --------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class PromptDistiller(Distiller):
             raise UserError("trainer.max_epochs: give it; the rate follows the epochs")
         if self.choose == "held_out" and getattr(data, "held_out_dataset", None) is None:
             raise UserError("model.choose=held_out: no training images are kept back; set data.holdout=0.1")
-        self._unlabelled = _unlabelled(data, self.novel)
+        self._seen = _images(data, self.novel)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class PromptDistiller(Distiller):
             )
         if self.novel:
             found["accuracy_base, accuracy_novel"] = "among the classes of the image's own half"
-        return {**found, "images of training": self._unlabelled}
+        return {**found, "images of training": self._seen}
 
     # --- the rate ------------------------------------------------------------------------------------------
 
@@ -188,15 +188,15 @@ def score(predict: Any, batches: Iterable[Any], hits: SplitHits, device: torch.d
     return hits.scores()
 
 
-def _unlabelled(data: Any, novel: frozenset[int]) -> str:
+def _images(data: Any, novel: frozenset[int]) -> str:
     """Which images training sees, in words."""
     labels = getattr(data, "train_labels", None)
     train, val = getattr(data, "train_dataset", None), getattr(data, "val_dataset", None)
     if train is None or val is None:
         return "not known"
     if len(train) == len(val) and train.fingerprint() == val.fingerprint():
-        return "the test images themselves, without labels (transductive)"
+        return f"{len(train)}, the test images themselves (transductive)"
     if not novel or labels is None:
-        return "the training split"
+        return f"{len(train)} of the training split"
     seen = {int(label) for label in labels.unique()} & novel
-    return "of base and novel classes (transductive)" if seen else "of base classes only"
+    return f"{len(train)} of {'base and novel classes (transductive)' if seen else 'base classes only'}"

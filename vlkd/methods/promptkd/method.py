@@ -204,6 +204,8 @@ class PromptKD(PromptDistiller):
     def _of(self, vectors: ClassVectors, names: tuple[str, ...]) -> ClassVectors:
         """The vectors of the data's names, in their order; the bundle then goes by these names."""
         found = vectors.select(names)
+        if vectors.names != names and self.trainer.is_global_zero:
+            print(f"class vectors: {len(names)} of {len(vectors)} names, in the data's order", flush=True)
         return ClassVectors(found.vectors, names, found.templates, found.encoder, found.logit_scale)
 
     def _check_batches(self) -> None:
@@ -306,13 +308,17 @@ class PromptKD(PromptDistiller):
         if self.recorded_protocol:
             return self.recorded_protocol
         assert self.vectors is not None
-        teacher = self.teacher.card.get("name", self.vectors.encoder) if self.teacher else "none"
-        return {
+        card = self.teacher.card if self.teacher else {}
+        found = {
             **super().protocol,
             "labels": "used in training" if "ce" in self.weights else "not used",
-            "teacher": teacher,
+            "teacher": card.get("name", self.vectors.encoder) if self.teacher else "none",
             "class vectors": self.vectors.encoder,
         }
+        before = card.get("protocol", {})
+        if "images of training" in before:
+            found["teacher's images"] = f"{before['images of training']}, labels {before.get('labels')}"
+        return found
 
     def teacher_record(self) -> dict[str, Any] | None:
         """The teacher's card, as far as the gate needs it."""
