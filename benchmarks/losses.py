@@ -32,6 +32,7 @@ RESULT = Path(__file__).parent / "results" / "losses.md"
 BATCH, CLASSES, WIDTH, TOKENS, MAP = 64, 1000, 768, 196, (256, 8, 8)
 SAMPLED = 8  # tokens of an image that TRG's graph takes: 512 nodes
 NEGATIVES, TRAINING_SET = 16384, 50000
+TEXTS = (32, 128, WIDTH)  # a batch of text blocks
 
 Form = Callable[..., Tensor]
 
@@ -117,6 +118,17 @@ def token_cases() -> Iterator[Case]:
     yield Case("trg_contextual", about, [s, t], losses.trg_contextual, naive.trg_contextual)
 
 
+def language_cases() -> Iterator[Case]:
+    s, t = pair(*TEXTS)
+    about = f"{' x '.join(map(str, TEXTS))} states"
+    yield Case("nst_tokens", about, [s, t], losses.nst_tokens, naive.nst_tokens)
+
+    def by_position(s: Tensor, t: Tensor) -> Tensor:
+        return losses.token_contrastive(s, t, 0.1)
+
+    yield Case("token_contrastive", f"{about}, by position", [s, t], by_position, naive.token_contrastive)
+
+
 def step(form: Form, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Value and gradients."""
     value = form(*tensors)
@@ -194,7 +206,7 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     only = set(arguments.only.split(",")) - {""}
-    for family in (logit_cases, vector_cases, map_cases, crd_case, token_cases):
+    for family in (logit_cases, vector_cases, map_cases, crd_case, token_cases, language_cases):
         for case in family():
             if not only or only & set(case.name.split(" + ")):
                 lines.append(row(case))

@@ -90,6 +90,11 @@ def nst(s: Tensor, t: Tensor) -> Tensor:
     return kernel(t, t).mean() + kernel(s, s).mean() - 2 * kernel(s, t).mean()
 
 
+def nst_tokens(s: Tensor, t: Tensor) -> Tensor:
+    """Neuron form: a neuron is a coordinate of the states over the tokens."""
+    return nst(F.normalize(s, dim=2).mT, F.normalize(t, dim=2).mT)
+
+
 def vid(mean: Tensor, t: Tensor, log_scale: Tensor) -> Tensor:
     variance = ((1 + log_scale.exp()).log() + 1e-5)[None, :, None, None]
     return (0.5 * ((mean - t) ** 2 / variance + variance.log())).mean()
@@ -150,6 +155,11 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:
     weight = (z @ z.T / temperature).exp() * (1 - torch.eye(len(z)))
     positive = (z * z.roll(len(a), 0)).sum(1) / temperature
     return (weight.sum(1).log() - positive).mean()
+
+
+def token_contrastive(s: Tensor, t: Tensor, temperature: float = 0.1) -> Tensor:
+    """One position after the other."""
+    return torch.stack([nt_xent(s[:, i], t[:, i], temperature) for i in range(s.shape[1])]).mean()
 
 
 def crd(

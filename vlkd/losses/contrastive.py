@@ -22,12 +22,17 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor | float, same_text: Ten
     Source: CLIP (Radford et al. 2021), figure 3.
     """
     with torch.autocast(image.device.type, enabled=False):
-        logits = scale * image.float() @ text.float().T
-        if same_text is not None:
-            others = same_text & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-            logits = logits.masked_fill(others, float("-inf"))
+        logits = negatives_only(scale * image.float() @ text.float().T, same_text)
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def negatives_only(logits: Tensor, same_text: Tensor | None) -> Tensor:
+    """Logits (B,B) with -inf off the diagonal where same_text (B,B) bool says that two texts are one."""
+    if same_text is None:
+        return logits
+    others = same_text & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return logits.masked_fill(others, float("-inf"))
 
 
 def grounding_loss(
