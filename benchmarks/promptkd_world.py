@@ -70,9 +70,10 @@ def write(rows: dict[str, list[dict[str, float]]], seeds: list[int]) -> None:
         "# PromptKD on night pictures of the drawn world, two cores",
         "",
         f"`{command}`: `configs/promptkd/world.yaml`, 26 base and 8 novel classes, 1,000 validation "
-        "pictures, the last epoch; percent, mean ± sd over the seeds (worst seed). Base and novel images are told apart within their half, `all` among the 34 "
-        "classes. A seed decides initial weights, order, augmentation, and which 16 pictures a class stage 1 "
-        f"sees. Teacher `{TEACHER}`, student `{STUDENT}`. {machine()}",
+        "pictures, the last epoch; percent, mean ± sd over the seeds (worst seed). Base and novel images are "
+        "told apart within their half, `all` among the 34 classes. A seed decides initial weights, order, "
+        "augmentation, and which 16 pictures a class stage 1 sees. "
+        f"Teacher `{TEACHER}`, student `{STUDENT}`. {machine()}",
         "",
         "| | base | novel | harmonic mean | all |",
         "|---|---|---|---|---|",

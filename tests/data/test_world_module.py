@@ -105,6 +105,21 @@ def test_regions_of_unseen_scenes_with_their_labels() -> None:
     assert torch.equal(batch["images"], images.float() / 255) and torch.equal(batch["labels"], labels)
 
 
+def test_pairs_are_unseen_scenes_with_a_caption_each() -> None:
+    data = captions(val_pairs=3)
+    data.setup("validate")
+    (batch,) = data.pair_batches()
+    scenes = [World(0).scene(1_000_000 + i, (32, 32)) for i in range(3)]
+    assert batch["captions"] == [[scene.caption] for scene in scenes]
+    for image, scene in zip(batch["images"], scenes, strict=True):
+        assert np.array_equal((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), scene.image)
+    without = captions()
+    without.setup("validate")
+    assert list(without.pair_batches()) == []
+    with pytest.raises(UserError, match=r"data.val_pairs=-1: expected 0"):
+        captions(val_pairs=-1)
+
+
 def test_fewer_pictures_than_a_batch_still_train() -> None:
     assert [len(batch["captions"]) for batch in batches(captions(images=6))] == [6]
 

@@ -132,6 +132,7 @@ def test_processes_contrast_with_each_other(monkeypatch: pytest.MonkeyPatch) -> 
         [
             method.tower.encode_image(halves[1]["images"]),
             method.tower.encode_text(halves[1]["captions"]),
+            method.caption_keys(halves[1]["captions"]),
         ]
     )
     asked: list[bool] = []
@@ -143,7 +144,8 @@ def test_processes_contrast_with_each_other(monkeypatch: pytest.MonkeyPatch) -> 
     method._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
     monkeypatch.setattr(method, "all_gather", gather)
     assert torch.allclose(method.compute_losses(halves[0])["contrastive"], whole, atol=1e-5)
-    assert asked == [True, True]  # without it, each process would learn from its own rows only
+    # Without gradients, each process would learn from its own rows only.
+    assert asked == [True, True, False]
 
 
 def test_repeated_images_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +159,10 @@ def test_repeated_images_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     method.on_validation_epoch_start()
     images, labels = module.regions
     whole = {"images": images.float() / 255, "labels": labels}
-    predicted = (method.tower.encode_image(whole["images"]) @ method._vectors.T).argmax(1)
-    whole["labels"] = torch.where(torch.arange(len(labels)) < 3, predicted, predicted + 1)
+    assert method._zero_shot is not None
+    predicted = (method.tower.encode_image(whole["images"]) @ method._zero_shot.vectors.T).argmax(1)
+    wrong = (predicted + 1) % len(module.names)
+    whole["labels"] = torch.where(torch.arange(len(labels)) < 3, predicted, wrong)
     repeated = torch.arange(len(labels)) >= 4
     monkeypatch.setattr(method, "repeated", lambda index, size: repeated)
     method.validation_step(whole, 0)

@@ -16,6 +16,14 @@ data:
   class_path: vlkd.data.WorldCaptionData
   init_args: {images: 64, size: 32, batch_size: 16, val_scenes: 2}
 """
+CLIPKD = """
+model:
+  class_path: vlkd.methods.clipkd.CLIPKD
+  init_args: {teacher: vlkd-clip-m, student: vlkd-clip-s, lr: 0.002, warmup_steps: 2}
+data:
+  class_path: vlkd.data.WorldCaptionData
+  init_args: {images: 64, size: 32, batch_size: 16, val_scenes: 2, val_pairs: 4}
+"""
 GKC = """
 model:
   class_path: vlkd.methods.gkc.GKC
@@ -63,6 +71,7 @@ TRAINER = "trainer: {max_epochs: 2, accelerator: cpu, enable_model_summary: fals
     [
         pytest.param(CLIP, 3, id="clip, in the first epoch"),
         pytest.param(CLIP, 6, id="clip, after a validation"),
+        pytest.param(CLIPKD, 6, id="clipkd, after a validation"),
         pytest.param(GKC, 3, id="gkc, after a validation"),
         pytest.param(KD, 4, id="kd with a memory, in the first epoch"),
         pytest.param(ND, 6, id="nd, after a validation"),

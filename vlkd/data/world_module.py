@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -179,23 +180,23 @@ class CaptionData(L.LightningDataModule):
     """Captioned images held in memory; a subclass says where they come from.
 
     After setup(): `regions`, cut-out segments (N,3,S,S) uint8 with their class index (N,), and `names` (K,),
-    on which a CLIP model is scored.
+    on which a CLIP model is scored; `pairs`, images (N,3,S,S) uint8 with the captions of each, for retrieval.
     """
 
     names: tuple[str, ...]
     regions: tuple[Tensor, Tensor]
+    pairs: tuple[Tensor, list[list[str]]] | None = None
 
     def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.train_set: Captioned | None = None
-        self.val_set: Dataset | None = None
+        self.train_set: Dataset | None = None
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled by (seed, epoch)."""
         assert self.train_set is not None, "setup() comes first"
         place = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        sampler = EpochSampler(self.train_set, self.seed, *place)
+        sampler = EpochSampler(self.train_set, self.seed, *place)  # type: ignore[arg-type]
         return ResumableLoader(
             self.train_set,
             sampler,
@@ -212,6 +213,13 @@ class CaptionData(L.LightningDataModule):
         pairs = [(image, int(label)) for image, label in zip(images, labels, strict=True)]
         return DataLoader(pairs, 256, collate_fn=_collate_labelled)  # type: ignore[arg-type]
 
+    def pair_batches(self) -> Iterator[dict[str, Any]]:
+        """{"images" (B,3,S,S) in [0,1], "captions": B lists of strings} of validation; none without pairs."""
+        images, captions = self.pairs or (torch.empty(0), [])
+        for start in range(0, len(images), 256):
+            part = slice(start, start + 256)
+            yield {"images": images[part].float() / 255, "captions": captions[part]}
+
 
 def _collate_labelled(items: list[tuple[Tensor, int]]) -> dict[str, Any]:
     return {
@@ -227,6 +235,7 @@ class WorldCaptionData(CaptionData):
         images: number of training pictures.
         size: height and width in pixels.
         val_scenes: scenes whose grey-masked regions a CLIP model is scored on.
+        val_pairs: unseen scenes, with one caption each, among which it must find image and text; 0 for none.
         batch_size: pictures per step and process.
         num_workers: loader processes.
         world_seed: of the world itself.
@@ -234,6 +243,7 @@ class WorldCaptionData(CaptionData):
     """
 
     names = NAMES
+    train_set: Captioned | None
 
     def __init__(
         self,
@@ -244,12 +254,16 @@ class WorldCaptionData(CaptionData):
         num_workers: int = 0,
         world_seed: int = 0,
         seed: int = 0,
+        val_pairs: int = 0,
     ) -> None:
         if not 0 < images <= _VAL_START or min(size, val_scenes, batch_size) < 1:
             raise UserError(
                 f"data.images must be at most {_VAL_START}; it, size, val_scenes and batch_size at least 1"
             )
+        if val_pairs < 0:
+            raise UserError(f"data.val_pairs={val_pairs}: expected 0 (no retrieval) or more")
         super().__init__(batch_size, num_workers, seed)
+        self.val_pairs = val_pairs
         self.images, self.size, self.val_scenes, self.world_seed = images, size, val_scenes, world_seed
 
     def setup(self, stage: str | None = None) -> None:
@@ -268,3 +282,8 @@ class WorldCaptionData(CaptionData):
                 for k in kept
             ]
             self.regions = images, torch.tensor(labels)
+        if self.val_pairs and self.pairs is None:
+            world = World(self.world_seed)
+            views = [world.scene(_VAL_START + i, (self.size, self.size)) for i in range(self.val_pairs)]
+            pixels = np.stack([view.image for view in views]).transpose(0, 3, 1, 2)
+            self.pairs = torch.from_numpy(pixels), [[view.caption] for view in views]

@@ -1,4 +1,4 @@
-"""How good: semantic, panoptic and classification scores, as fractions in [0, 1]."""
+"""How good: semantic, panoptic, classification and retrieval scores, as fractions in [0, 1]."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _HOME = {
     "mean_per_class": "classification",
     "shot_groups": "classification",
     "harmonic_mean": "classification",
+    "retrieval_recall": "retrieval",
 }
 
 __all__ = list(_HOME)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 Tokenizer = Callable[[list[str]], Tensor]
-_FULL_VOCABULARY = 49408
+FULL_VOCABULARY = 49408
 _BYTES_AND_SPECIAL = 2 * 256 + 2
 
 
@@ -19,8 +19,8 @@ def build_tokenizer(architecture: str, text_cfg: dict[str, Any]) -> Tokenizer:
     """Tokenizer of an open_clip architecture; text_cfg.vocab_size below CLIP's own keeps that many tokens."""
     import open_clip
 
-    size = text_cfg.get("vocab_size", _FULL_VOCABULARY)
-    if text_cfg.get("hf_tokenizer_name") or size >= _FULL_VOCABULARY:
+    size = text_cfg.get("vocab_size", FULL_VOCABULARY)
+    if text_cfg.get("hf_tokenizer_name") or size >= FULL_VOCABULARY:
         return open_clip.get_tokenizer(architecture)
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
 

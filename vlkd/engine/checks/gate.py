@@ -15,7 +15,17 @@ from vlkd.methods.base import Distiller
 
 # Options of data modules that decide which images are scored; all others change how they are seen, and that
 # is what the gate is there to notice.
-WHICH = ("kind", "split", "val_split", "val_limit", "val_scenes", "val_images", "val_handling", "world_seed")
+WHICH = (
+    "kind",
+    "split",
+    "val_split",
+    "val_limit",
+    "val_scenes",
+    "val_images",
+    "val_pairs",
+    "val_handling",
+    "world_seed",
+)
 
 
 class TeacherGate(Callback):
