@@ -196,10 +196,10 @@ def test_sheet_of_odd_images():
 @pytest.mark.parametrize(
     ("kind", "option", "says"),
     [
-        ("classifier", ["--size", "64"], "--size: only for a segmentor; m is a classifier"),
+        ("classifier", ["--size", "64"], "--size: only for a segmentor; m holds: classifier"),
         ("classifier", ["--masks"], "--masks: only for a segmentor"),
         ("classifier", ["--templates", "vild"], "--templates: only for a segmentor"),
-        ("segmentor", ["--sheet"], "--sheet: only for a classifier; m is a segmentor"),
+        ("segmentor", ["--sheet"], "--sheet: only for a classifier; m holds: segmentor"),
         ("segmentor", ["--top", "3"], "--top: only for a classifier"),
         ("clip", [], "'clip': expected a segmentor or a classifier"),
     ],

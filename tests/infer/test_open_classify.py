@@ -104,6 +104,12 @@ def test_base_and_novel_classes_by_word(bundles: dict[str, str]) -> None:
     predictor = vlkd.load(bundles["closed"])
     base, novel = (predictor.names(word) for word in ("@base", "@novel"))
     assert len(novel) == 8 and "bus" in novel and len(base) == 26 and not set(base) & set(novel)
+    assert set(predictor.names(["@novel", "car"])) == {*novel, "car"}
+    with pytest.raises(UserError, match=r"'@novl' is no half .* there is @base and @novel"):
+        predictor.names("@novl")
+    predictor.card["novel"] = []
+    with pytest.raises(UserError, match="the bundle has no novel classes"):
+        predictor.names("@novel")
 
 
 def test_the_command_names_the_class_of_each_image(
@@ -129,6 +135,20 @@ def test_the_command_names_the_class_of_each_image(
     assert main([*again, "--size", "32"]) == 2
     assert "--size: only for a segmentor" in capsys.readouterr().err
     assert main([*again, "--classes", "submarine", "--overwrite"]) == 2
+
+
+def test_templates_are_refused_where_the_words_were_learned(bundles: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="has learned its own prompts for words"):
+        OpenClassPredictor.from_bundle(bundles["text"], templates="a photo of a {}")
+
+
+def test_a_student_of_an_open_classifier_keeps_its_words(bundles: dict[str, Any], tmp_path: Path) -> None:
+    method = PromptKD("resnet8", image_size=16, teacher=bundles["text"], prompts=None, trained="all")
+    fit(method, night(), max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    predictor = vlkd.load(save(method, tmp_path / "next.safetensors"))
+    with torch.no_grad():
+        expected = bundles["words"].encode_text(["submarine"])
+    torch.testing.assert_close(predictor.choice(["submarine"]).columns, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:

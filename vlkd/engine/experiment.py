@@ -103,8 +103,10 @@ class Experiment(LightningCLI):
             warnings.simplefilter(
                 "ignore"
             )  # jsonargparse deprecates its own spelling from version to version
-            text = self.parser.dump(self.config, format="yaml")
+            # Nulls too: read back, a key that is left out would take its default again.
+            text = self.parser.dump(self.config, format="yaml", skip_none=False)
         content = yaml.safe_load(text)
+        content["trainer"] = {key: value for key, value in content["trainer"].items() if value is not None}
         content.pop("config", None)
         if self.staged:
             content["model"]["init_args"].pop("teacher")

@@ -117,10 +117,18 @@ def list_models() -> list[str]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """A local file as it is, or the checked file of a zoo model. Raises UserError when it is neither."""
+    """A local file as it is, the newest bundle of a run folder, or the checked file of a zoo model.
+
+    Raises UserError when it is none of these.
+    """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise UserError(f"{path}: holds no bundle (*.safetensors); expected the folder of a finished run")
+        return found[-1]
     name = str(name_or_path)
     if len(path.parts) > 1 or path.suffix == ".safetensors":
         raise UserError(f"{name}: no such file")

@@ -172,6 +172,8 @@ def train_stages(
     `fit` trains an experiment in a folder, from its checkpoint or anew, and returns the exit code. Raises
     UserError when RUN/teacher holds another run, and for overrides of a stage 1 that is finished.
     """
+    from vlkd.methods.base import Distiller
+
     if main.skipped:
         _say(f"stage 1: left out, model.teacher is given: {main.config[OPTION]}")
     if first is None:
@@ -189,6 +191,9 @@ def train_stages(
                 f"--model.teacher={folder}"
             )
         (run / "versions.json").unlink(missing_ok=True)  # of an attempt that trained nothing
+    model = main.merged()["model"]
+    method: Any = class_of("model", Distiller, {"model": model}, (), "")
+    method.check_before_teacher(model["init_args"])
     if not finished:
         code = _train_first(main, first, run, resumed, fit)
         if code:

@@ -267,6 +267,8 @@ class OpenClassPredictor(ClassPredictor):
             raise UserError(f"{path}: holds no class vectors; it was not written by vlkd train")
         model = open_classifier_from_card(card, tensors, str(file))
         text = card.get("text")
+        if options.get("templates") and "context" in (text or {}):
+            raise UserError(f"templates: {path} has learned its own prompts for words; leave them out")
         fetch = partial(text_encoder, text, tensors, str(file)) if text else None
         return cls(model, vectors, fetch, card, **options)
 
@@ -275,10 +277,17 @@ class OpenClassPredictor(ClassPredictor):
 
         "@base" and "@novel" are the bundle's base and novel classes.
         """
-        if classes in ("@base", "@novel"):
-            novel = set(self.card.get("novel", ()))
-            classes = [name for name in self.class_names if (name in novel) == (classes == "@novel")]
-        return Choice(*self.words(classes))
+        return Choice(*self.words(None if classes is None else self._spelt_out(parse_classes(classes))))
+
+    def _spelt_out(self, classes: Sequence[str]) -> list[str]:
+        """The list with the names of a half in place of the word for it."""
+        novel = set(self.card.get("novel", ()))
+        halves = {"@base": [n for n in self.class_names if n not in novel], "@novel": sorted(novel)}
+        for word in classes:
+            if word.startswith("@") and not halves.get(word):
+                known = "@base" + (" and @novel" if novel else "; the bundle has no novel classes")
+                raise UserError(f"classes: {word!r} is no half of the bundle's classes; there is {known}")
+        return [name for word in classes for name in halves.get(word, [word])]
 
     def logits(self, images01: Tensor, choice: Choice) -> Tensor:
         """(B,3,H,W) in [0,1] on the device -> logits (B,S) of the classes to choose among."""

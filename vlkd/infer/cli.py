@@ -125,7 +125,7 @@ def _predictor(args: argparse.Namespace) -> Any:
     only = {"size": kinds[:1], "masks": kinds[:1], "templates": (kinds[0], kinds[2]), "top": kinds[1:]}
     for option, fitting in (only | {"sheet": kinds[1:]}).items():
         if kind not in fitting and getattr(args, option) not in (None, False):
-            raise UserError(f"--{option}: only for a {fitting[0]}; {args.model} is a {kind}")
+            raise UserError(f"--{option}: only for a {fitting[0]}; {args.model} holds: {kind}")
     if kind == "segmentor":
         from vlkd.infer.predictor import Predictor
 

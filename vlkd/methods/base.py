@@ -81,6 +81,13 @@ class Distiller(LightningModule):
         """Trainable parameters by group; the group "backbone" learns at `lr * backbone_lr_scale`."""
         return {"all": self.parameters()}
 
+    @classmethod
+    def check_before_teacher(cls, arguments: Mapping[str, Any]) -> None:
+        """Raises UserError for what is wrong in a config's arguments whatever the teacher will be.
+
+        Called before a first stage trains the teacher, so that nobody waits for it in vain.
+        """
+
     # --- what the run checks before it trains -------------------------------------------------------------
 
     def teacher_record(self) -> dict[str, Any] | None:
@@ -170,12 +177,12 @@ class Distiller(LightningModule):
         torch.distributed.all_reduce(total)
         return total
 
-    def repeated(self, batch_idx: int, size: int) -> Tensor:
-        """Which of the `size` items of a validation batch repeat an earlier item, (B,) bool.
+    def repeated(self, batch_idx: int, size: int, loader: Any = None) -> Tensor:
+        """Which of the `size` items of a batch of `loader` (validation's) repeat an earlier one, (B,) bool.
 
         Distributed samplers repeat items until each process has the same number; scores must not count them.
         """
-        loader: Any = self.trainer.val_dataloaders
+        loader = self.trainer.val_dataloaders if loader is None else loader
         sampler = getattr(loader, "sampler", None)
         if not isinstance(sampler, DistributedSampler):
             return torch.zeros(size, dtype=torch.bool)

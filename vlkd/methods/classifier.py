@@ -93,7 +93,7 @@ class ClassifierDistiller(Distiller):
 
     def _hold_teacher(self, name: str, num_classes: int | None, weights: str | None, arguments: Any) -> None:
         if weights is None and arguments is None:
-            classifier, self.teacher_card = load_classifier(bundle_of(name))
+            classifier, self.teacher_card = load_classifier(name)
         elif num_classes is None:
             raise UserError(f"model.num_classes: give it; the teacher {name} has no card that tells")
         else:
@@ -282,14 +282,16 @@ class ClassifierDistiller(Distiller):
 
     @torch.no_grad()
     def score_teacher(self, loader: Any) -> dict[str, float]:
-        """The teacher's accuracy on validation batches."""
+        """The teacher's accuracy on validation batches of all processes."""
         self._place_held()
         hits: Tensor | int = 0
-        for batch in loader:
+        for number, batch in enumerate(loader):
             images, labels = batch["images"].to(self.device), batch["labels"].to(self.device)
+            repeated = self.repeated(number, len(labels), getattr(loader, "loader", loader))
+            labels = labels.masked_fill(repeated.to(self.device), -1)
             hits = hits + class_hits(self.teacher(images), labels, self.teacher.num_classes)
         assert isinstance(hits, Tensor)
-        return {"accuracy": accuracy(hits)}
+        return {"accuracy": accuracy(self.sum_over_processes(hits))}
 
     def describe(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Widths and grids of student and teacher on this batch, for the dry run's table."""
@@ -320,16 +322,6 @@ class ClassifierDistiller(Distiller):
         method = ClassifierDistiller(student=classifier)
         method.recorded_protocol = card.get("protocol")
         return method
-
-
-def bundle_of(name: str) -> str:
-    """The name itself, or the bundle in it where it is a run folder. Raises UserError when there is none."""
-    if not Path(name).is_dir():
-        return name
-    found = sorted(Path(name).glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(f"{name}: holds no bundle (*.safetensors); expected the folder of a finished run")
-    return str(found[-1])
 
 
 def _row(part: str, classifier: Classifier, outputs: Outputs) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class CLIPTower(TextEncoder):
         super().__init__(model, tokenizer, architecture, identity)
         self.spec = spec
         self.name = architecture["name"]
-        self.identity = identity or weights_identity(self.name, model.state_dict())
+        if not identity:
+            self.refresh_identity()
 
     def encode_image(self, images01: Tensor) -> Tensor:
         """(B,3,H,W) in [0,1] -> (B,D) unit vectors; resizing and normalisation happen here."""
@@ -111,7 +112,9 @@ class CLIPTower(TextEncoder):
 
     def refresh_identity(self) -> None:
         """Recompute the identity after the weights changed (training)."""
-        self.identity = weights_identity(self.name, self.model.state_dict())
+        # The activation has no weights, and the same weights with another are another model.
+        activation = "+quickgelu" if self.architecture["model_cfg"].get("quick_gelu") else ""
+        self.identity = weights_identity(self.name + activation, self.model.state_dict())
 
     def text_tensors(self) -> dict[str, Tensor]:
         """Weights of the text half alone, for a bundle that ships without the image tower."""
@@ -260,6 +263,10 @@ def _offline_hint(name: str, pretrained: str | None) -> str:
     tag = _tag(name, pretrained)
     source = (tag.get("hf_hub") or "").rstrip("/") or tag.get("url") or name.removeprefix("hf-hub:")
     how = "its architecture as the name and " if name.startswith("hf-hub:") else ""
+    if tag.get("quick_gelu") and not name.endswith("-quickgelu"):
+        how = (
+            f"{name}-quickgelu as the name and "  # a file does not tell which activation it was trained with
+        )
     return (
         f"fetch the weights of {source} on a machine with access "
         f"and pass {how}their file: pretrained=/path/to/weights"

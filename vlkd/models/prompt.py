@@ -15,6 +15,7 @@ from vlkd.models.clip import _TEXT_BATCH, CLIPTower, TextEncoder, prepared
 from vlkd.models.spec import InputSpec
 
 _STD = 0.02
+_TRAINED_BATCH = 128  # names whose activations are held at once
 
 
 class DeepPrompts(nn.Module):
@@ -107,6 +108,7 @@ class TextPrompts(DeepPrompts):
                 f"text prompts: length {length} leaves no room for a class name in {context} tokens; "
                 f"give at most {context - self.start - 2}"
             )
+        self._known: tuple[list[str], Tensor] | None = None
         if words is not None:
             found = _number_of_tokens(encoder, words, self.start)
             if found != length:
@@ -120,10 +122,20 @@ class TextPrompts(DeepPrompts):
 
     def forward(self, encoder: TextEncoder, names: list[str]) -> Tensor:
         """(K,D), not normalised, of K class names, "_" read as a space; longer names are cut."""
-        placeholders = " ".join("x" * self.length)
-        ids = encoder.tokenizer([f"{placeholders} {name.replace('_', ' ')}." for name in names])
-        ids = ids.to(self.values.device)
-        return torch.cat([self.features(encoder, part) for part in ids.split(_TEXT_BATCH)])
+        ids = self._tokenised(encoder, names).to(self.values.device)
+        if not torch.is_grad_enabled() or len(ids) <= _TRAINED_BATCH:
+            return torch.cat([self.features(encoder, part) for part in ids.split(_TEXT_BATCH)])
+        # A thousand names through a large tower do not fit into memory with what their gradients need.
+        parts = ids.split(_TRAINED_BATCH)
+        return torch.cat([checkpoint(self.features, encoder, part, use_reentrant=False) for part in parts])
+
+    def _tokenised(self, encoder: TextEncoder, names: list[str]) -> Tensor:
+        """Ids (K,N) of the names behind placeholders; those of the last list are kept, for training."""
+        if self._known is None or self._known[0] != names:
+            placeholders = " ".join("x" * self.length)
+            texts = [f"{placeholders} {name.replace('_', ' ')}." for name in names]
+            self._known = list(names), encoder.tokenizer(texts)
+        return self._known[1]
 
     def features(self, encoder: TextEncoder, ids: Tensor) -> Tensor:
         """Token ids (K,N) with placeholders where the prompts go -> (K,D), not normalised."""

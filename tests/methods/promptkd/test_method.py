@@ -110,14 +110,13 @@ def test_the_batch_mean_weight_is_shown(make: Callable[..., PromptKD]) -> None:
     method = make()
     fit(method, night(), max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     assert method.describe(batch())[-1] == {"part": "kd", "classes": 34, "batch-mean weight": 29.4118}
-    student, answers = torch.randn(4, 34), torch.randn(4, 34)
     by_mean = make(reduction="batchmean", weights={"kd": 1000 / 34})
-    by_mean._trainer = method._trainer
-    expected = kd_loss(student, answers)
-    found = by_mean.weights["kd"] * F.kl_div(
-        student.log_softmax(1), answers.log_softmax(1), reduction="batchmean", log_target=True
-    )
+    fit(by_mean, night(), max_epochs=1, limit_train_batches=0, limit_val_batches=0)
+    fresh = make()
+    fit(fresh, night(), max_epochs=1, limit_train_batches=0, limit_val_batches=0)
+    found, expected = (m.weighted_sum(m.compute_losses(batch())) for m in (by_mean.eval(), fresh.eval()))
     torch.testing.assert_close(found, expected)
+    assert by_mean.describe(batch())[-1]["batch-mean weight"] == 29.4118
 
 
 # --- class vectors -----------------------------------------------------------------------------------------
@@ -187,8 +186,12 @@ def test_wrong_class_vectors_are_refused(make: Callable[..., PromptKD], teacher:
 
 
 @pytest.mark.parametrize("pipeline", ["device", "loader"])
-def test_stored_crops_give_the_same_losses(make: Callable[..., PromptKD], pipeline: str) -> None:
-    def run(stored: bool) -> list[float]:
+def test_stored_crops_give_the_same_losses(
+    make: Callable[..., PromptKD], pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+
+    def run(stored: bool, asked: int = 0) -> list[float]:
         method, seen = make(cache_teacher=stored), []
         method.on_train_batch_end = lambda outputs, *_: seen.append(float(outputs["loss"]))  # type: ignore[method-assign]
         if stored:
@@ -196,12 +199,12 @@ def test_stored_crops_give_the_same_losses(make: Callable[..., PromptKD], pipeli
         data = night(views=2, pipeline=pipeline, num_workers=0)
         fit(method, data, max_epochs=3, limit_val_batches=0)
         if stored:
-            # Two views of 160 images once, not in any step.
-            assert method.held("teacher").encode_image.images in (320, 0)
+            assert method.held("teacher").encode_image.images == asked
         return seen
 
-    assert run(True) == pytest.approx(run(False), rel=1e-4)
-    assert run(True) == pytest.approx(run(False), rel=1e-4)  # read back
+    expected = run(False)
+    assert run(True, asked=320) == pytest.approx(expected, rel=1e-4)  # two views of 160 images, in no step
+    assert run(True, asked=0) == pytest.approx(expected, rel=1e-4)  # read back
 
 
 def _counted(encode: Any) -> Any:
@@ -328,11 +331,10 @@ def test_the_best_epoch_on_held_out_images_is_kept(make: Callable[..., PromptKD]
         return scores[-1]
 
     method._held_out_score = noted  # type: ignore[method-assign]
-    made = fit(method, night(holdout=0.2), max_epochs=3, limit_val_batches=1)
+    fit(method, night(holdout=0.2), max_epochs=3, limit_val_batches=1)
     assert all(torch.equal(v, states[1][k]) for k, v in method.state_dict().items())
     assert method.scored_at == -1
     assert method.protocol["checkpoint"].startswith("epoch 2 of 3, the best on labelled images kept back")
-    assert method.training or made.state.finished
 
 
 def test_protocol_tells_which_images_were_trained_on(make: Callable[..., PromptKD]) -> None:
@@ -348,12 +350,90 @@ def test_protocol_tells_which_images_were_trained_on(make: Callable[..., PromptK
         assert method.protocol["labels"] == "not used"
 
 
+def test_weights_given_beat_those_of_the_data_set(make: Callable[..., PromptKD]) -> None:
+    for given, expected in ((None, 7.0), ({"kd": 3.0}, 3.0)):
+        method, data = make(weights=given, weights_of={"night": {"kd": 7.0}}), night()
+        data.dataset = "night"  # type: ignore[attr-defined]
+        fit(method, data, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+        assert method.weights == {"kd": expected}
+    other = make(weights_of={"day": {"kd": 7.0}})
+    fit(other, data, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    assert other.weights == {"kd": 1000.0}
+
+
+def test_class_vectors_of_a_teacher_without_words_are_those_of_stage_1(
+    make: Callable[..., PromptKD], teacher: str, tmp_path: Path
+) -> None:
+    stage1 = PromptTeacher(teacher, visual=PROMPTS, text=None, template_set="vild", averaging=None)
+    fit(stage1, night(classes="base", shots=1), max_epochs=1)
+    method = make(teacher=save(stage1, tmp_path / "prompts.safetensors"))
+    fit(method, night(), max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    torch.testing.assert_close(method._table, stage1._vectors)
+    assert method.vectors is not None and len(method.vectors.templates) == 14
+
+
+def test_a_frozen_tower_is_in_no_checkpoint_but_its_hash(
+    make: Callable[..., PromptKD], tmp_path: Path
+) -> None:
+    method = make()
+    made = fit(method, night(), max_epochs=1, limit_val_batches=0)
+    made.save_checkpoint(tmp_path / "last.ckpt")
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    parts = {".".join(name.split(".")[1:3]) for name in stored["state_dict"]}
+    assert parts == {"tower.prompts"} | {f"projector.{k}" for k in (0, 1, 3)}
+    again = make()
+    again.load_state_dict(stored["state_dict"])
+    for name, value in method.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    with torch.no_grad():
+        again.student.tower.visual.proj.add_(1)
+    with pytest.raises(UserError, match="its weights are not those the run began with"):
+        again.on_load_checkpoint(stored)
+    whole = make(trained="all")
+    fit(whole, night(), max_epochs=1, limit_val_batches=0).save_checkpoint(tmp_path / "all.ckpt")
+    assert (
+        torch.load(tmp_path / "all.ckpt", weights_only=True)["state_dict"].keys() == whole.state_dict().keys()
+    )
+
+
+def test_what_is_wrong_is_known_before_the_teacher(make: Callable[..., PromptKD]) -> None:
+    sizes = {"prompts": {"length": 2, "depth": 2}, "projector": {"layers": 2, "hidden": None}}
+    nulls = dict.fromkeys(
+        [
+            "student_pretrained",
+            "student_arguments",
+            "image_size",
+            "class_vectors",
+            "weights",
+            "weights_of",
+            "micro_batch",
+        ]
+    )
+    plain = {"student": "vlkd-clip-vit-s", "trained": "prompts", "temperature": 1.0, **sizes, **nulls}
+    PromptKD.check_before_teacher(plain)
+    PromptKD.check_before_teacher(plain | {"projector": None})
+    for change, message in (
+        ({"prompts": {"length": 2, "depth": 99}}, "depth 99"),
+        ({"projector": {"layers": 5, "hidden": None}}, "5 layers"),
+        ({"student": "foo"}, "foo"),
+        ({"weights_of": {"dtd": {"kl": 1.0}}}, "model.weights.kl"),
+        ({"class_vectors": "/nowhere"}, "/nowhere: no such file"),
+        ({"temperature": 0.0}, "model.temperature=0.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            PromptKD.check_before_teacher(plain | change)
+
+
 def test_test_images_as_training_images_are_told(make: Callable[..., PromptKD]) -> None:
     method, data = make(), night()
     data.setup("fit")
     data.train_dataset = data.val_dataset
     fit(method, data, max_epochs=1, limit_train_batches=1, limit_val_batches=1)
-    assert "test images themselves" in method.protocol["images of training"]
+    assert method.protocol["images of training"] == "60, the test images themselves (transductive)"
+    method, data = make(), night()
+    data.train_is_test = True  # type: ignore[attr-defined]
+    fit(method, data, max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    assert method.protocol["images of training"] == "160, the test images themselves (transductive)"
 
 
 def test_the_teacher_is_scored_as_its_card_has_it(
@@ -379,8 +459,13 @@ def test_the_teacher_is_scored_as_its_card_has_it(
         ({"teacher": None}, {}, {}, "model.teacher: missing; give a teacher, or class_vectors"),
         ({"prompts": None}, {}, {}, "model.trained=prompts: there are none"),
         ({"projector": None}, {}, {}, "width 24, the class vectors 40; give a projector"),
-        ({"projector": ProjectorSize(4)}, {}, {}, "4 layers; expected 1, 2 or 3"),
+        ({"projector": ProjectorSize(4)}, {}, {}, "4 layers, hidden None; expected 1, 2 or 3"),
         ({"micro_batch": 0}, {}, {}, "model.micro_batch=0"),
+        ({"temperature": -1.0}, {}, {}, "model.temperature=-1.0"),
+        ({"weights": {}}, {}, {}, "expected at least one loss"),
+        ({"warmup_epochs": -1}, {}, {}, "warmup_epochs -1"),
+        ({"projector": ProjectorSize(2, 0)}, {}, {}, "hidden 0; expected"),
+        ({}, {}, {"precision": "bf16-true"}, "trainer.precision=bf16-true: weights must stay in float32"),
         ({"cache_teacher": True}, {}, {}, "model.cache_teacher: crops must come again; set data.views"),
         ({}, {}, {"accumulate_grad_batches": 2}, "model.micro_batch to a part"),
         ({"weights": {"ce": 1.0}}, {}, {}, "no base class; set data.classes=base"),

@@ -18,6 +18,7 @@ from vlkd.methods.promptkd import PromptTeacher
 from vlkd.methods.promptkd.teacher import Averaging, mean_text_vectors
 from vlkd.models.clip import build_clip
 from vlkd.models.prompted import PromptSize
+from vlkd.text import ClassVectors
 
 
 @pytest.fixture
@@ -181,6 +182,7 @@ def test_bundle_of_prompts_refuses_other_weights_and_sizes(clip: str, tmp_path: 
         ({"choose": "held_out", "averaging": Averaging()}, {}, "both decide"),
         ({"choose": "best"}, {}, "expected last or held_out"),
         ({"visual": PromptSize(2, 9)}, {}, "depth 9"),
+        ({"weights": {}}, {}, "expected at least one loss"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -198,3 +200,58 @@ def test_text_prompts_alone_work_on_towers_without_vision_transformer() -> None:
     fit(method, few(shots=1), max_epochs=1, limit_train_batches=1, limit_val_batches=1)
     with pytest.raises(UserError, match="no ViT"):
         PromptTeacher("vlkd-clip-s")
+
+
+def test_without_words_the_class_vectors_are_fixed_and_those_of_stage_2(clip: str) -> None:
+    method = make(clip, text=None, template_set="vild")
+    fit(method, few(), max_epochs=1)
+    vectors = ClassVectors.build(method.names, build_clip(clip), "vild").vectors
+    torch.testing.assert_close(method._vectors, vectors)
+    base = [k for k in range(34) if k not in method.novel]
+    torch.testing.assert_close(method._anchors, vectors[base])
+    with torch.no_grad():
+        given = {"images": torch.rand(2, 3, 16, 16), "labels": torch.tensor([base[0], base[3]])}
+        found = method.compute_losses(given)["ce"]
+        logits = method.model.logit_scale * method.model.encode_image(given["images"]) @ vectors[base].T
+    torch.testing.assert_close(found, F.cross_entropy(logits, torch.tensor([0, 3])), rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_over_other_epochs_is_refused(clip: str, tmp_path: Path) -> None:
+    first, again = (make(clip, averaging=Averaging(2.0, 1.0)) for _ in range(2))
+    fit(first, few(), max_epochs=2, limit_val_batches=0).save_checkpoint(tmp_path / "last.ckpt")
+    stored = {"ckpt_path": tmp_path / "last.ckpt", "weights_only": True}
+    with pytest.raises(UserError, match=r"trainer\.max_epochs=3: the average .* was begun over 2 epochs"):
+        trainer(max_epochs=3, limit_val_batches=0).fit(again, few(), **stored)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"model\.averaging\.std=0"):
+        Averaging(2.0, 0.0)
+
+
+def test_classes_of_several_words_are_refused_where_words_are_learned(clip: str) -> None:
+    data = few()
+    setup = data.setup
+
+    def renamed(stage: str) -> None:
+        setup(stage)
+        data.names = ("car|automobile", *data.names[1:])
+
+    data.setup = renamed  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"'car\|automobile' has several words"):
+        fit(make(clip), data, max_epochs=1)
+    fit(make(clip, text=None), data, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+
+
+def test_a_bundle_keeps_its_protocol(clip: str, tmp_path: Path) -> None:
+    method = make(clip)
+    fit(method, few(), max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    card, tensors = method.bundle()
+    sizes = {"visual": {"length": 2, "depth": 3}, "text": {"length": 3, "depth": 2}}
+    arguments = {"clip": clip, **sizes, "words": None, "template_set": "bare", "averaging": None}
+    config = {
+        "model": {"class_path": "vlkd.methods.promptkd.PromptTeacher", "init_args": arguments},
+    }
+    common = {"name": "t", "method": "promptkd", "protocol": {"a": "b"}, "config": config}
+    path = tmp_path / "t.safetensors"
+    save_bundle(path, {**common, **card}, tensors)
+    loaded = PromptTeacher.from_bundle(path)
+    assert loaded.protocol == {"a": "b"}
+    assert torch.equal(loaded.prompts["visual"].values, method.prompts["visual"].values)

@@ -328,6 +328,11 @@ class CoOpData(ClassificationModuleBase):
         self.classes: dict[Split, Classes] = {"train": classes, "val": val_classes}
         self.relabel, self.val_split, self.novel_half = relabel, val_split, novel_half
 
+    @property
+    def train_is_test(self) -> bool:
+        """Whether training sees the images that are scored: the ImageNet variants have no others."""
+        return self.dataset.startswith("imagenet") and self.dataset != "imagenet"
+
     def build(self, split: Split) -> FileImages:
         """The split's images. Raises UserError as open_coop, and where nothing is left."""
         source = "train" if split == "train" else self.val_split

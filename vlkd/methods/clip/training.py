@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlkd.errors import UserError
 from vlkd.methods.base import Distiller
-from vlkd.methods.clip.evaluate import ZeroShot, retrieval_scores, zero_shot_scores
+from vlkd.methods.clip.evaluate import ZeroShot, retrieval_scores
 from vlkd.metrics import accuracy
 from vlkd.models.clip import CLIPTower, build_clip
 from vlkd.text import templates
@@ -112,10 +112,17 @@ class CLIPTraining(Distiller):
         return {**super().protocol, "templates": self.template_set, **gallery}
 
     def score_tower(self, tower: CLIPTower, loader: Iterable[Any]) -> dict[str, float]:
-        """The scores of validation for another tower, on labelled batches and the data module's pairs."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        scores = zero_shot_scores(tower, loader, data.names, self.template_set) if data.names else {}
-        return scores | self._retrieval(tower)
+        """The scores of validation for another tower, on labelled batches of all processes and on pairs."""
+        names = self.trainer.datamodule.names  # type: ignore[attr-defined]
+        if not names:
+            return self._retrieval(tower)
+        scorer = ZeroShot(tower, names, self.template_set)
+        for number, batch in enumerate(loader):
+            images, labels = batch["images"].to(self.device), batch["labels"].to(self.device)
+            scorer.update(
+                images, labels, self.repeated(number, len(labels), getattr(loader, "loader", loader))
+            )
+        return {"accuracy": accuracy(self.sum_over_processes(scorer.counts))} | self._retrieval(tower)
 
     def on_validation_epoch_start(self) -> None:
         """Encode the vocabulary once."""

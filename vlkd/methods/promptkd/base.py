@@ -54,6 +54,11 @@ class PromptDistiller(Distiller):
         )
         if choose not in ("last", "held_out"):
             raise UserError(f"model.choose={choose}: expected last or held_out")
+        if not weights or lr <= 0 or warmup_epochs < 0:
+            raise UserError(
+                f"model: weights {weights}, lr {lr}, warmup_epochs {warmup_epochs}; expected at least one "
+                "loss, a rate above 0, and 0 epochs or more"
+            )
         self.warmup_epochs, self.warmup_lr, self.choose = warmup_epochs, warmup_lr, choose
         self.names: tuple[str, ...] = ()
         self.novel: frozenset[int] = frozenset()
@@ -82,6 +87,10 @@ class PromptDistiller(Distiller):
             return
         if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
             raise UserError("trainer.max_epochs: give it; the rate follows the epochs")
+        if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed", "64-true"):
+            raise UserError(
+                f"trainer.precision={self.trainer.precision}: weights must stay in float32; choose bf16-mixed"
+            )
         if self.choose == "held_out" and getattr(data, "held_out_dataset", None) is None:
             raise UserError("model.choose=held_out: no training images are kept back; set data.holdout=0.1")
         self._seen = _images(data, self.novel)
@@ -180,6 +189,13 @@ def rate_factor(epoch: int, epochs: int, warmup_epochs: int = 1, warmup_factor: 
     return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
 
 
+def check_names(given: Iterable[str], known: Iterable[str], what: str = "no such loss") -> None:
+    """Raises UserError at the first name of a loss that is not known."""
+    for name in given:
+        if name not in known:
+            raise UserError(f"model.weights.{name}: {what}; there are {', '.join(known)}")
+
+
 @torch.no_grad()
 def score(predict: Any, batches: Iterable[Any], hits: SplitHits, device: torch.device) -> dict[str, float]:
     """Scores of predict(images) -> logits over batches of images and labels."""
@@ -194,7 +210,8 @@ def _images(data: Any, novel: frozenset[int]) -> str:
     train, val = getattr(data, "train_dataset", None), getattr(data, "val_dataset", None)
     if train is None or val is None:
         return "not known"
-    if len(train) == len(val) and train.fingerprint() == val.fingerprint():
+    same = len(train) == len(val) and train.fingerprint() == val.fingerprint()
+    if same or getattr(data, "train_is_test", False):
         return f"{len(train)}, the test images themselves (transductive)"
     if not novel or labels is None:
         return f"{len(train)} of the training split"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +70,13 @@ class TeacherFeatures:
             if not path.is_file():
                 title = f"teacher features, view {view + 1} of {len(paths)}"
                 store(path, {"vectors": _encode(teacher, data, view, device, title)}, {})
+        return cls.load(paths)
+
+    @classmethod
+    def wait(cls, paths: list[Path]) -> TeacherFeatures:
+        """As load, once another process of this machine has written all views."""
+        while not all(path.is_file() for path in paths):
+            time.sleep(0.5)
         return cls.load(paths)
 
     @classmethod

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlkd.engine.bundle import load_bundle, read_card
 from vlkd.errors import UserError
 from vlkd.losses import kd
 from vlkd.methods.base import Distiller, Optimizer, recorded
-from vlkd.methods.promptkd.base import Choose, PromptDistiller, score
+from vlkd.methods.promptkd.base import Choose, PromptDistiller
 from vlkd.methods.promptkd.features import TeacherFeatures
 from vlkd.methods.promptkd.scores import SplitHits
-from vlkd.methods.promptkd.source import Source, load_source
+from vlkd.methods.promptkd.source import Source, class_vectors_of, load_source, text_of
+from vlkd.methods.promptkd.student import (
+    Trained,
+    build_student,
+    check_options,
+    from_plain,
+    frozen_identity,
+    frozen_tensors,
+    has_batch_norm,
+)
 from vlkd.models.open_classifier import (
     OpenClassifier,
     ProjectorSize,
-    build_open_classifier,
     class_logits,
     open_classifier_from_card,
 )
-from vlkd.models.prompted import PromptSize, learns_context, text_card, text_encoder
+from vlkd.models.prompted import PromptSize, text_encoder
 from vlkd.text import ClassVectors
-from vlkd.text.templates import templates
-
-Trained = Literal["prompts", "projector", "all"]
-_LOSSES = ("kd", "ce")
 
 
 def kd_loss(
@@ -62,15 +66,16 @@ class PromptKD(PromptDistiller):
         teacher_pretrained: tag or file, with an open_clip architecture.
         class_vectors: file of stored class vectors (ClassVectors.save) in place of the teacher's; they must
         be of its encoder.
-        template_set: prompts of the class vectors of a teacher that learned none of its own.
+        template_set: prompts of the class vectors; null for the bare name, or for those of stage 1. A teacher
+        that learned prompts for its text half takes none.
         prompts: visual prompts of the student; null for towers that take none.
         projector: from the student's width to that of the class vectors; null only where they agree.
         trained: prompts (and the projector), the projector alone, or all.
-        weights: factors of kd and ce.
-        weights_of: other weights for some data sets, by the name that the data module has as `dataset`.
+        weights: factors of kd and ce; null for kd 1000, or what weights_of has.
+        weights_of: weights for single data sets, by the name that the data module has as `dataset`.
         reduction: of kd: "mean" over batch and classes (the published weights), or "batchmean".
         temperature: of kd.
-        cache_teacher: store the teacher's vectors of all crops before the first epoch; needs data.views.
+        cache_teacher: store the teacher's vectors of all crops before the first step; needs data.views.
         micro_batch: images that go through the student's tower at once, with the result and the gradients of
         the whole batch; null for all.
         ship_text: put the teacher's text half into the bundle, so that new names can be asked for.
@@ -94,7 +99,7 @@ class PromptKD(PromptDistiller):
         teacher: str | None = None,
         teacher_pretrained: str | None = None,
         class_vectors: str | None = None,
-        template_set: str = "bare",
+        template_set: str | None = None,
         prompts: PromptSize | None = PromptSize(),  # noqa: B008 (frozen)
         projector: ProjectorSize | None = ProjectorSize(),  # noqa: B008
         trained: Trained = "prompts",
@@ -113,34 +118,34 @@ class PromptKD(PromptDistiller):
         optimizer: Optimizer = "sgd",
         choose: Choose = "last",
     ) -> None:
-        chosen = weights or {"kd": 1000.0}
+        arguments = dict(locals())
+        chosen = {"kd": 1000.0} if weights is None else weights
         super().__init__(
             chosen, lr, weight_decay, backbone_lr_scale, warmup_epochs, warmup_lr, optimizer, choose
         )
-        self.weights_of = dict(weights_of or {})
-        for name in {name for some in (chosen, *self.weights_of.values()) for name in some}:
-            if name not in _LOSSES:
-                raise UserError(f"model.weights.{name}: no such loss; there are {', '.join(_LOSSES)}")
-        if micro_batch is not None and micro_batch < 1:
-            raise UserError(f"model.micro_batch={micro_batch}: expected at least 1, or null for all")
+        check_options(arguments)
+        # What a config says for all data sets counts for those with weights of their own too.
+        self.weights_of = dict(weights_of or {}) if weights is None else {}
         self.teacher: Source | None = load_source(teacher, teacher_pretrained) if teacher else None
         if self.teacher:
             self.hold("teacher", self.teacher.model)
         self.given = ClassVectors.load(class_vectors) if class_vectors else None
         self.template_set, self.reduction, self.temperature = template_set, reduction, temperature
         self.cache_teacher, self.micro_batch, self.ship_text = cache_teacher, micro_batch, ship_text
+        self.trained = trained
         self.features: TeacherFeatures | None = None
         self.vectors: ClassVectors | None = None
-        if isinstance(student, str):
-            width = self._width()
-            if trained == "prompts" and prompts is None:
-                raise UserError("model.trained=prompts: there are none; choose projector or all")
-            student = build_open_classifier(
-                student, width, student_pretrained, prompts, projector, image_size, student_arguments
-            )
-        self.student = student
-        self.trained = trained
-        self._freeze()
+        ready = isinstance(student, OpenClassifier)
+        self.student: OpenClassifier = student if ready else build_student(arguments, self._width())  # type: ignore[assignment]
+
+    @classmethod
+    def check_before_teacher(cls, arguments: Mapping[str, Any]) -> None:
+        """Values, files and the student itself, before stage 1 spends its time."""
+        given = from_plain(arguments)
+        check_options(given)
+        if given["class_vectors"]:
+            ClassVectors.load(given["class_vectors"])
+        build_student(given, None)
 
     def _width(self) -> int:
         """Of the class vectors."""
@@ -150,16 +155,6 @@ class PromptKD(PromptDistiller):
             raise UserError("model.teacher: missing; give a teacher, or class_vectors and weights: {ce: 1.0}")
         model = self.teacher.model
         return model.width if isinstance(model, OpenClassifier) else model.spec.width
-
-    def _freeze(self) -> None:
-        for name, parameter in self.student.named_parameters():
-            part = "prompts" if ".prompts." in name else name.split(".")[0]
-            if self.trained != "all" and part not in (self.trained, "projector"):
-                parameter.requires_grad_(False)
-        if not any(p.requires_grad for p in self.student.parameters()):
-            raise UserError(
-                f"model.trained={self.trained}: nothing to train; choose all, or give a projector"
-            )
 
     # --- data ----------------------------------------------------------------------------------------------
 
@@ -181,43 +176,27 @@ class PromptKD(PromptDistiller):
             self._check_labels(data)
         if "kd" in self.weights and not self.teacher:
             raise UserError("model.weights.kd: needs a teacher; set model.teacher, or weights: {ce: 1.0}")
-        if self.cache_teacher and self.teacher:
-            self._store_features(data)
+        if self.cache_teacher and not data.views:
+            raise UserError("model.cache_teacher: crops must come again; set data.views, for example to 4")
 
     def _class_vectors(self) -> ClassVectors:
-        names = self.names
-        if self.teacher is None:
-            if self.given is None:
-                raise UserError("model.class_vectors: missing; give them, or a teacher to make them")
-            return self._of(self.given, names)
-        stored, model = self.teacher.vectors, self.teacher.model
-        if isinstance(model, OpenClassifier):
-            assert stored is not None, "bundles of open classifiers hold their class vectors"
-            (self.given or stored).check(encoder=stored.encoder)
-            return self._of(self.given or stored, names)
-        if self.given:
-            self.given.check(encoder=model.identity)
-            return self._of(self.given, names)
-        prompts = ("{}",) if learns_context(model) else templates(self.template_set)
-        return ClassVectors.build(names, model.to(self.trainer.strategy.root_device), prompts, cache=True)
-
-    def _of(self, vectors: ClassVectors, names: tuple[str, ...]) -> ClassVectors:
-        """The vectors of the data's names, in their order; the bundle then goes by these names."""
-        found = vectors.select(names)
-        if vectors.names != names and self.trainer.is_global_zero:
-            print(f"class vectors: {len(names)} of {len(vectors)} names, in the data's order", flush=True)
-        return ClassVectors(found.vectors, names, found.templates, found.encoder, found.logit_scale)
+        device = self.trainer.strategy.root_device
+        found = class_vectors_of(self.teacher, self.given, self.names, self.template_set, device)
+        if self.given and self.given.names != self.names and self.trainer.is_global_zero:
+            known = len(self.given)
+            print(f"class vectors: {len(self.names)} of {known} names, in the data's order", flush=True)
+        return found
 
     def _check_batches(self) -> None:
         parts = self.trainer.accumulate_grad_batches
-        tower = self.student.tower if self.trained == "all" else nn.Identity()
-        if parts > 1 and _batch_norms(self.student.projector, tower):
+        tower = self.student.tower if self.trained == "all" else None
+        if parts > 1 and has_batch_norm(self.student.projector, tower):
             raise UserError(
                 f"trainer.accumulate_grad_batches={parts}: BatchNorm would see one part at a time; set "
                 "data.batch_size to the whole batch and model.micro_batch to a part (same result), or "
                 "model.projector.layers=1"
             )
-        if self.micro_batch and _batch_norms(tower):
+        if self.micro_batch and has_batch_norm(tower):
             raise UserError("model.micro_batch: the tower has BatchNorm that is trained; set it to null")
 
     def _check_labels(self, data: Any) -> None:
@@ -229,14 +208,19 @@ class PromptKD(PromptDistiller):
                 "data.classes=base"
             )
 
-    def _store_features(self, data: Any) -> None:
-        if not data.views:
-            raise UserError("model.cache_teacher: crops must come again; set data.views, for example to 4")
-        model, device = self.held("teacher"), self.trainer.strategy.root_device
-        if self.trainer.is_global_zero:
-            self.features = TeacherFeatures.build(model.to(device), data, device)
-        self.trainer.strategy.barrier("teacher features")
-        self.features = self.features or TeacherFeatures.load(TeacherFeatures.paths(model, data))
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """As in Distiller; before the first one, the teacher looks at all crops where they are stored."""
+        # Not in setup: the gate and the dry run come first, and a wrong teacher would have looked for hours.
+        if self.cache_teacher and self.teacher and self.features is None:
+            self.features = self._stored_features()
+        return super().training_step(batch, batch_idx)
+
+    def _stored_features(self) -> TeacherFeatures:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        model = self.held("teacher")
+        if self.trainer.local_rank == 0:
+            return TeacherFeatures.build(model, data, self.device)
+        return TeacherFeatures.wait(TeacherFeatures.paths(model, data))
 
     # --- losses --------------------------------------------------------------------------------------------
 
@@ -246,7 +230,8 @@ class PromptKD(PromptDistiller):
         logits = class_logits(unit, self._table, self.student.logit_scale)
         losses = {}
         if "kd" in self.weights:
-            losses["kd"] = kd(logits, self.teacher_logits(batch), self.temperature, self.reduction)
+            answers = self.teacher_logits(batch)
+            losses["kd"] = kd(logits, answers, self.temperature, self.reduction)
         if "ce" in self.weights:
             novel = torch.tensor(sorted(self.novel), dtype=torch.long, device=logits.device)
             losses["ce"] = F.cross_entropy(logits.index_fill(1, novel, float("-inf")), batch["labels"])
@@ -271,10 +256,11 @@ class PromptKD(PromptDistiller):
 
     def parameter_groups(self) -> dict[str, Any]:
         """Projector and prompts, and the tower's own weights as "backbone"."""
-        own = dict(self.student.named_parameters())
-        tower = [p for n, p in own.items() if n.startswith("tower.") and ".prompts." not in n]
-        new = [p for n, p in own.items() if not n.startswith("tower.") or ".prompts." in n]
-        return {"new": new, "backbone": tower}
+        groups: dict[str, Any] = {"new": [], "backbone": []}
+        for name, parameter in self.student.named_parameters():
+            own = name.startswith("tower.") and ".prompts." not in name
+            groups["backbone" if own else "new"].append(parameter)
+        return groups
 
     def learned(self) -> dict[str, Tensor]:
         """What is trained, and the running statistics."""
@@ -325,16 +311,38 @@ class PromptKD(PromptDistiller):
         return recorded(self.teacher.card) if self.teacher and self.teacher.card else None
 
     def score_teacher(self, loader: Any) -> dict[str, float]:
-        """The teacher's scores on validation batches, over the class vectors of this run."""
+        """The teacher's scores on validation batches of all processes, over the class vectors of this run."""
         self._place_held()
         model, hits = self.held("teacher"), SplitHits(len(self.names), self.novel)
-        table = self._table.to(self.device)
-        return score(
-            lambda images: class_logits(model.encode_image(images), table, model.logit_scale),
-            loader,
-            hits,
-            self.device,
-        )
+        table, whole = self._table.to(self.device), getattr(loader, "loader", loader)
+        for number, batch in enumerate(loader):
+            images, labels = batch["images"].to(self.device), batch["labels"].to(self.device)
+            repeated = self.repeated(number, len(labels), whole).to(self.device)
+            logits = class_logits(model.encode_image(images), table, model.logit_scale)
+            hits.update(logits, labels.masked_fill(repeated, -1))
+        return hits.scores(self.sum_over_processes)
+
+    # --- checkpoint ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A frozen tower is not stored again and again, its hash is."""
+        super().on_save_checkpoint(checkpoint)
+        for name in frozen_tensors(self.student, self.trained):
+            checkpoint["state_dict"].pop(f"student.{name}", None)
+        checkpoint["frozen"] = frozen_identity(self.student, self.trained)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of on_save_checkpoint. Raises UserError where the tower has other weights by now."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("frozen") != frozen_identity(self.student, self.trained):
+            raise UserError(
+                "model.student: its weights are not those the run began with; put them back, or begin anew"
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of nn.Module; what a checkpoint leaves out stays as it is."""
+        kept = {f"student.{name}": x for name, x in frozen_tensors(self.student, self.trained).items()}
+        return super().load_state_dict({**kept, **state_dict}, *args, **kwargs)
 
     # --- bundle --------------------------------------------------------------------------------------------
 
@@ -351,10 +359,10 @@ class PromptKD(PromptDistiller):
         }
         tensors = {f"student.{name}": x for name, x in self.student.state_dict().items()}
         tensors["class_vectors"] = self.vectors.vectors
-        model = self.teacher.model if self.teacher else None
-        if self.ship_text and model is not None and not isinstance(model, OpenClassifier):
-            card["text"], text = text_card(model)
-            tensors |= text
+        text = text_of(self.teacher) if self.ship_text and self.teacher else None
+        if text is not None:
+            card["text"] = text[0]
+            tensors |= text[1]
         return card, tensors
 
     @classmethod
@@ -380,16 +388,9 @@ class _Scored(PromptKD):
 
     def _class_vectors(self) -> ClassVectors:
         assert self.given is not None
-        known = set(self.given.names)
-        if self.text is None or set(self.names) <= known:
-            return self._of(self.given, self.names)
+        if self.text is None or set(self.names) <= set(self.given.names):
+            return super()._class_vectors()
         return ClassVectors.build(self.names, self.text, self.given.templates)
-
-
-def _batch_norms(*parts: nn.Module | None) -> bool:
-    return any(
-        isinstance(module, _BatchNorm) for part in parts if part is not None for module in part.modules()
-    )
 
 
 def _row(part: str, spec: Any, width: int, scale: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlkd.cache import cache_folder, cache_key, store
+from vlkd.engine.bundle import read_card
 from vlkd.errors import UserError
 from vlkd.losses import kd
-from vlkd.methods.base import Optimizer
-from vlkd.methods.promptkd.base import Choose, PromptDistiller
+from vlkd.methods.base import Distiller, Optimizer
+from vlkd.methods.promptkd.base import Choose, PromptDistiller, check_names
 from vlkd.models.clip import CLIPTower, build_clip
 from vlkd.models.open_classifier import class_logits
 from vlkd.models.prompt import PromptedTower
 from vlkd.models.prompted import PromptSize, build_prompted, prompt_card
+from vlkd.text import ClassVectors
 from vlkd.text.templates import templates
 
 _TEXTS = 512  # prompts that are encoded and held at once
@@ -35,6 +38,10 @@ class Averaging:
 
     mean: float = 15.0
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise UserError(f"model.averaging.std={self.std}: expected epochs above 0, or averaging: null")
 
     def weight(self, epoch: int, epochs: int) -> float:
         """Of `epoch` (from 1) among `epochs`."""
@@ -86,14 +93,9 @@ class PromptTeacher(PromptDistiller):
         defaults = {"ce": 1.0, "logits": 1.0}
         defaults |= {"text": 25.0} if text else {}
         defaults |= {"image": 10.0} if visual else {}
-        for name in weights or ():
-            if name not in defaults:
-                raise UserError(
-                    f"model.weights.{name}: no such loss with these prompts; there are {', '.join(defaults)}"
-                )
-        super().__init__(
-            weights or defaults, lr, weight_decay, 1.0, warmup_epochs, warmup_lr, optimizer, choose
-        )
+        weights = defaults if weights is None else weights
+        check_names(weights, defaults, "no such loss with these prompts")
+        super().__init__(weights, lr, weight_decay, 1.0, warmup_epochs, warmup_lr, optimizer, choose)
         if averaging and choose != "last":
             raise UserError("model.averaging and model.choose=held_out: both decide; set averaging to null")
         self.source = clip, pretrained
@@ -102,7 +104,7 @@ class PromptTeacher(PromptDistiller):
         object.__setattr__(self, "model", model)
         self.hold("clip", model.tower)
         self.prompts = model.prompts
-        self.template_set, self.averaging = template_set, averaging
+        self.templates, self.averaging = templates(template_set), averaging
         self._average: dict[str, Tensor] = {}
 
     model: PromptedTower
@@ -124,13 +126,23 @@ class PromptTeacher(PromptDistiller):
                 f"data: training images of {name!r}, which is no base class; stage 1 needs labels of base "
                 "classes: set data.classes=base"
             )
+        several = next((name for name in self.names if "|" in name and "text" in self.prompts), None)
+        if several:
+            raise UserError(
+                f"data: class {several!r} has several words; learned prompts take one, name it so"
+            )
         self.base_names = [self.names[k] for k in base]
         columns = torch.full((len(self.names),), -1)
         columns[base] = torch.arange(len(base))
         self.register_buffer("_columns", columns, persistent=False)
         self.held("clip").to(self.trainer.strategy.root_device)
-        anchors = mean_text_vectors(self.base_names, self.held("clip"), templates(self.template_set))
-        self.register_buffer("_anchors", anchors, persistent=False)
+        self.register_buffer("_anchors", self._fixed_vectors(self.base_names), persistent=False)
+
+    def _fixed_vectors(self, names: list[str]) -> Tensor:
+        """(K,D) unit: what text prompts are held near; without them the class vectors that stage 2 takes."""
+        if "text" in self.prompts:
+            return mean_text_vectors(names, self.held("clip"), self.templates)
+        return ClassVectors.build(names, self.held("clip"), self.templates, cache=True).vectors
 
     # --- losses --------------------------------------------------------------------------------------------
 
@@ -142,11 +154,11 @@ class PromptTeacher(PromptDistiller):
             own_image = clip.encode_image(images)
             own_logits = class_logits(own_image, self._anchors, clip.logit_scale)  # type: ignore[arg-type]
         image = self.model.encode_image(images) if "visual" in self.prompts else own_image
-        text = self.model.encode_text(self.base_names)
+        text: Any = self.model.encode_text(self.base_names) if "text" in self.prompts else self._anchors
         logits = class_logits(image, text, clip.logit_scale)
         losses = {
             "ce": F.cross_entropy(logits, labels),
-            "text": (text - self._anchors).abs().mean(),  # type: ignore[operator]
+            "text": (text - self._anchors).abs().mean(),
             "image": (image - own_image).abs().mean(),
             "logits": kd(logits, own_logits, temperature=1.0, reduction="mean"),
         }
@@ -190,24 +202,27 @@ class PromptTeacher(PromptDistiller):
         """Best epoch and average travel along."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["average"] = dict(self._average)
+        checkpoint["epochs"] = self.trainer.max_epochs
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Inverse of on_save_checkpoint."""
         super().on_load_checkpoint(checkpoint)
         self._average = checkpoint.get("average", {})
+        before = checkpoint.get("epochs")
+        if self._average and before != self.trainer.max_epochs:
+            raise UserError(
+                f"trainer.max_epochs={self.trainer.max_epochs}: the average of the prompts was begun over "
+                f"{before} epochs; resume with {before}, or begin a new run"
+            )
 
     # --- scores and bundle ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def before_scoring(self) -> None:
         """Encode all names, novel ones too, with the present prompts."""
-        names = list(self.names)
-        if "text" in self.prompts:
-            self._vectors = self.model.encode_text(names)
-        else:
-            self._vectors = mean_text_vectors(names, self.held("clip"), templates(self.template_set)).to(
-                self.device
-            )
+        names, learned = list(self.names), "text" in self.prompts
+        found = self.model.encode_text(names) if learned else self._fixed_vectors(names)
+        self._vectors = found.to(self.device)
 
     def logits(self, images01: Tensor) -> Tensor:
         """(B,3,H,W) in [0,1] -> logits (B,K)."""
@@ -228,7 +243,15 @@ class PromptTeacher(PromptDistiller):
     def bundle(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The prompts, and which CLIP model they belong to."""
         card = {**prompt_card(self.model, *self.source), "class_names": list(self.names)}
+        card["templates"] = list(self.templates)
         return card, {f"prompts.{name}": x for name, x in self.model.prompt_tensors().items()}
+
+    @classmethod
+    def from_bundle(cls, path: str | Path) -> Distiller:
+        """The CLIP model with the bundle's prompts, ready to be scored."""
+        method: Any = super().from_bundle(path)
+        method.recorded_protocol = read_card(path).get("protocol")
+        return method
 
 
 def mean_text_vectors(names: Sequence[str], clip: CLIPTower, prompts: Sequence[str]) -> Tensor:
