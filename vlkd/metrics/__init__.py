@@ -1,4 +1,4 @@
-"""How good: semantic, panoptic, classification and retrieval scores, as fractions in [0, 1]."""
+"""How good: semantic, panoptic, video, classification, retrieval scores; fractions in [0, 1] unless said."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ _HOME = {
     "shot_groups": "classification",
     "harmonic_mean": "classification",
     "retrieval_recall": "retrieval",
+    "video_consistency": "video.consistency",
+    "correct_consistency": "video.consistency",
+    "ConsistencyMetric": "video.consistency",
+    "vpq": "video.vpq",
+    "VPQMetric": "video.vpq",
+    "stq": "video.stq",
+    "STQMetric": "video.stq",
+    "hota": "video.hota",
+    "HOTAMetric": "video.hota",
+    "track_ap": "video.track_ap",
+    "TrackAPMetric": "video.track_ap",
 }
 
 __all__ = list(_HOME)
