@@ -17,7 +17,6 @@ _HOME = {
     "resolve_novel": "splits",
     "DatasetView": "splits",
     "check_dataset": "check",
-    "open_dataset": "video.layouts",
     "TrainTransform": "transforms",
     "collate": "transforms",
     "SegmentationModuleBase": "module",

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
-from vlkd.data.sample import SegmentationDataset
+
+class Checkable(Protocol):
+    """A data set of images or of videos."""
+
+    def __len__(self) -> int: ...
+
+    def check(self, index: int) -> list[str]: ...
 
 
-def check_dataset(dataset: SegmentationDataset, title: str = "checking", workers: int = 8) -> list[str]:
+def check_dataset(dataset: Checkable, title: str = "checking", workers: int = 8) -> list[str]:
     """Every problem of every sample, one line each, in the data set's order; progress with ETA on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd.data.files import FileSegmentation, need_folder, read_colour_ids
-from vlkd.data.sample import Segment, index_of
+from vlkd.data.sample import Segment, segment_index
 from vlkd.errors import UserError
 from vlkd.text.names import clean_names
 
@@ -34,7 +34,7 @@ class CocoPanoptic(FileSegmentation):
         self.images = need_folder(Path(images), "the images")
         self.panoptic = need_folder(Path(panoptic), "the panoptic PNGs")
         self.json = Path(annotations)
-        content = _read_json(self.json)
+        content = read_json(self.json)
         try:
             categories = content["categories"]
             raw = [str(category["name"]) for category in categories]
@@ -42,7 +42,11 @@ class CocoPanoptic(FileSegmentation):
             self._class_of = {int(category["id"]): index for index, category in enumerate(categories)}
             image_of = {image["id"]: str(image["file_name"]) for image in content["images"]}
             self._annotations = [
-                (image_of[entry["image_id"]], str(entry["file_name"]), self._listed(entry))
+                (
+                    image_of[entry["image_id"]],
+                    str(entry["file_name"]),
+                    listed_segments(entry, self._class_of, self.isthing, self.json),
+                )
                 for entry in content["annotations"]
             ]
         except (KeyError, TypeError, ValueError) as error:
@@ -76,38 +80,50 @@ class CocoPanoptic(FileSegmentation):
 
     def read_segments(self, index: int) -> tuple[NDArray[np.int32], list[Segment]]:
         """Segment map (H,W) with the JSON's ids. Raises UserError for an id that the JSON does not list."""
-        path = self.files(index)[1]
-        listed = self._annotations[index][2]
-        segments = read_colour_ids(path)
-        position = index_of(segments, np.array([segment.id for segment in listed], dtype=np.int64))
-        areas = np.bincount(position.ravel(), minlength=len(listed) + 1)
-        if areas[-1] and (stray := np.unique(segments[(position == len(listed)) & (segments != 0)])).size:
+        return read_listed(self.files(index)[1], self._annotations[index][2], self.json)
+
+
+def listed_segments(
+    entry: dict[str, Any], class_of: Mapping[int, int], isthing: Sequence[bool], source: Path
+) -> list[Segment]:
+    """The segments of one annotation entry. Raises UserError for a category_id that is in no category."""
+    segments = []
+    for segment in entry["segments_info"]:
+        if segment["category_id"] not in class_of:
             raise UserError(
-                f"{path}: segment id {', '.join(map(str, stray[:8]))} is not listed in {self.json}"
+                f"{source}: {entry['file_name']} has category_id {segment['category_id']}, "
+                "which its categories do not list"
             )
-        return segments, [segment for segment, area in zip(listed, areas, strict=False) if area]
-
-    def _listed(self, entry: dict[str, Any]) -> list[Segment]:
-        segments = []
-        for segment in entry["segments_info"]:
-            if segment["category_id"] not in self._class_of:
-                raise UserError(
-                    f"{self.json}: {entry['file_name']} has category_id {segment['category_id']}, "
-                    "which its categories do not list"
-                )
-            category = self._class_of[segment["category_id"]]
-            crowd = bool(segment.get("iscrowd", 0))
-            segments.append(Segment(int(segment["id"]), category, self.isthing[category], crowd))
-        return segments
+        category = class_of[segment["category_id"]]
+        crowd = bool(segment.get("iscrowd", 0))
+        segments.append(Segment(int(segment["id"]), category, isthing[category], crowd))
+    return segments
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_listed(
+    path: Path, listed: Sequence[Segment], source: Path
+) -> tuple[NDArray[np.int32], list[Segment]]:
+    """Segment map (H,W) of a panoptic PNG and those of `listed` that have a pixel in it.
+
+    Raises UserError for an id that `listed`, taken from the JSON `source`, does not have.
+    """
+    segments = read_colour_ids(path)
+    position = segment_index(segments, listed)
+    areas = np.bincount(position.ravel(), minlength=len(listed) + 1)
+    if areas[-1] and (stray := np.unique(segments[(position == len(listed)) & (segments != 0)])).size:
+        raise UserError(f"{path}: segment id {', '.join(map(str, stray[:8]))} is not listed in {source}")
+    return segments, [segment for segment, area in zip(listed, areas, strict=False) if area]
+
+
+def read_json(path: Path, form: type = dict) -> Any:
+    """The object (or list) in a JSON file. Raises UserError: missing, broken, or something else in it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: annotation file not found (layouts: datasets/README.md)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a COCO panoptic JSON (expected an object with images and annotations)")
+    if not isinstance(content, form):
+        expected = "an object" if form is dict else "a list"
+        raise UserError(f"{path}: expected a JSON file with {expected} of annotations in it")
     return content

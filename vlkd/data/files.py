@@ -62,6 +62,7 @@ def _decoded(path: Path, what: str, decode: Callable[[Image.Image], NDArray[Any]
         raise UserError(f"{path}: {what} not found") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if "cannot identify" in str(error) else str(error)
+        reason = reason if path.stat().st_size else "0 bytes"
         raise UserError(f"{path}: {what} cannot be read ({reason}); replace the file") from None
 
 

@@ -51,7 +51,7 @@ class FolderSegmentation(FileSegmentation):
             raise UserError(f"{self.images}: {len(self.names)} names but {len(self.isthing)} isthing flags")
         self.novel: frozenset[int] = frozenset()
         self.label_tail = label_tail
-        self.table = _value_table(len(self.names), ignore, reduce_zero_label, label_map)
+        self.table = value_table(len(self.names), ignore, reduce_zero_label, label_map)
         found = _image_files(self.images, image_tail)
         if stems is not None:
             found = {stem: found.get(stem, Path(f"{stem}{image_tail}.jpg")) for stem in stems}
@@ -78,24 +78,31 @@ class FolderSegmentation(FileSegmentation):
 
     def read_segments(self, index: int) -> tuple[NDArray[np.int32], list[Segment]]:
         """Segment map (H,W) of class + 1 and its segments. Raises UserError for a value without a class."""
-        path = self.files(index)[1]
-        raw = read_labels(path)
-        if raw.min(initial=0) < 0 or raw.max(initial=0) >= VALUES:
-            raise UserError(
-                f"{path}: label values must lie in 0..{VALUES - 1}, found {raw.min()}..{raw.max()}"
-            )
-        counts = np.bincount(raw.ravel())
-        present = np.flatnonzero(counts)
-        unknown = present[self.table[present] == UNKNOWN]
-        if len(unknown):
-            values = ", ".join(map(str, unknown[:8]))
-            raise UserError(
-                f"{path}: label value {values} has no class ({len(self.names)} names); "
-                "check names, ignore, label_map and reduce_zero_label"
-            )
-        categories = np.unique(self.table[present])
-        info = [Segment(int(c) + 1, int(c), self.isthing[c]) for c in categories if c != NO_CLASS]
-        return self.table[: len(counts)][raw] + 1, info
+        return read_class_segments(self.files(index)[1], self.table, self.isthing)
+
+
+def read_class_segments(
+    path: Path, table: NDArray[np.int32], isthing: Sequence[bool]
+) -> tuple[NDArray[np.int32], list[Segment]]:
+    """Segment map (H,W) of class + 1 from an index PNG, its raw values looked up in a `value_table`.
+
+    Raises UserError for a value without a class.
+    """
+    raw = read_labels(path)
+    if raw.min(initial=0) < 0 or raw.max(initial=0) >= VALUES:
+        raise UserError(f"{path}: label values must lie in 0..{VALUES - 1}, found {raw.min()}..{raw.max()}")
+    counts = np.bincount(raw.ravel())
+    present = np.flatnonzero(counts)
+    unknown = present[table[present] == UNKNOWN]
+    if len(unknown):
+        values = ", ".join(map(str, unknown[:8]))
+        raise UserError(
+            f"{path}: label value {values} has no class ({len(isthing)} names); "
+            "check names, ignore, label_map and reduce_zero_label"
+        )
+    categories = np.unique(table[present])
+    info = [Segment(int(c) + 1, int(c), isthing[c]) for c in categories if c != NO_CLASS]
+    return table[: len(counts)][raw] + 1, info
 
 
 def read_names(names: Sequence[str] | str | Path) -> tuple[str, ...]:
@@ -127,9 +134,13 @@ def read_stems(path: Path) -> list[str]:
     return stems
 
 
-def _value_table(
-    classes: int, ignore: int | None, reduce_zero_label: bool, label_map: Mapping[int, int] | None
+def value_table(
+    classes: int,
+    ignore: int | None = None,
+    reduce_zero_label: bool = False,
+    label_map: Mapping[int, int] | None = None,
 ) -> NDArray[np.int32]:
+    """Class of every raw value (65536,): NO_CLASS for void, UNKNOWN where there is none."""
     table = np.full(VALUES, UNKNOWN, dtype=np.int32)
     if label_map is not None:
         wrong = [train for train in label_map.values() if not NO_CLASS <= train < classes]

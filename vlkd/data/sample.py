@@ -42,17 +42,16 @@ class SegmentationSample:
 
         Raises UserError when a class index equals or exceeds `void` (see void_label).
         """
-        categories = np.array([segment.category for segment in self.info] + [void], dtype=np.int64)
-        if void >= 0 and (categories[:-1] >= void).any():
+        if void >= 0 and (over := [segment.category for segment in self.info if segment.category >= void]):
             raise UserError(
-                f"{self.id}: class index {categories[:-1].max()} collides with the void label {void}; "
+                f"{self.id}: class index {max(over)} collides with the void label {void}; "
                 "pass a larger one (void_label(number of classes))"
             )
-        return categories[self.segment_index()]
+        return label_map(self.segments, self.info, void)
 
     def segment_index(self) -> NDArray[np.intp]:
         """Position (H,W) in `info` of every pixel's segment; len(info) where there is none."""
-        return index_of(self.segments, np.array([segment.id for segment in self.info], dtype=np.int64))
+        return segment_index(self.segments, self.info)
 
     def areas(self) -> NDArray[np.int64]:
         """Pixels (M,) of every segment of `info`."""
@@ -107,6 +106,17 @@ class SegmentationDataset(Sequence[SegmentationSample]):
 def void_label(num_classes: int) -> int:
     """The void label for K classes: 255, or 65535 when 255 is itself a class."""
     return VOID if num_classes <= VOID else 65535
+
+
+def label_map(segments: NDArray[np.int32], info: Sequence[Segment], void: int) -> NDArray[np.int64]:
+    """Class index (H,W) of every pixel's segment; `void` where no segment of `info` lies."""
+    categories = np.array([segment.category for segment in info] + [void], dtype=np.int64)
+    return categories[segment_index(segments, info)]
+
+
+def segment_index(segments: NDArray[np.int32], info: Sequence[Segment]) -> NDArray[np.intp]:
+    """Position (H,W) in `info` of every pixel's segment; len(info) where there is none."""
+    return index_of(segments, np.array([segment.id for segment in info], dtype=np.int64))
 
 
 def index_of(segments: NDArray[np.int32], ids: NDArray[np.int64]) -> NDArray[np.intp]:

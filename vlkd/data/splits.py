@@ -8,17 +8,24 @@ from typing import Literal
 
 from vlkd.data.sample import SegmentationDataset, SegmentationSample
 from vlkd.errors import UserError
-from vlkd.text.names import clean_name, nearest_hint
+from vlkd.text.names import class_names, clean_name, nearest_hint
 
 Handling = Literal["keep", "ignore", "delete", "base", "novel"]
 
-# The 18 novel COCO panoptic classes of GKC's ablation (yongliu20/GKC, prepare_coco_novel_json.py)
+# Novel classes by name. coco_gkc: the 18 COCO panoptic classes of GKC's ablation (yongliu20/GKC,
+# prepare_coco_novel_json.py); vipseg_gkc: its 12 VIPSeg classes (prepare_vspw_novel_json.py);
+# vspw_ov2vss: label values 81..124 of VSPW (AVC2-UESTC/OV2VSS, handle_data)
 NAMED_SPLITS: dict[str, tuple[str, ...]] = {
     "coco_gkc": (
         *("bicycle", "suitcase", "cow", "giraffe", "bridge", "keyboard", "apple", "carrot", "toilet"),
         *("playing field", "scissors", "wine glass", "stop sign", "cardboard", "frisbee", "skateboard"),
         *("wall stone", "river"),
     ),
+    "vipseg_gkc": (
+        *("basket", "bathtub", "blackboard", "box", "fan", "ice", "instrument", "printer", "trash can"),
+        *("tyre", "grandstand", "pillar"),
+    ),
+    "vspw_ov2vss": tuple(class_names("vspw_124")[80:]),
 }
 
 
@@ -36,13 +43,18 @@ def resolve_novel(novel: str | Sequence[str] | None, names: Sequence[str]) -> fr
                 f"unknown split {novel!r}{hint}; give a list of names or one of {', '.join(NAMED_SPLITS)}"
             )
         novel = NAMED_SPLITS[novel]
+    return class_indices(novel, names)
+
+
+def class_indices(chosen: Sequence[str], names: Sequence[str], what: str = "novel") -> frozenset[int]:
+    """Class indices of the names `chosen`, spelling cleaned. Raises UserError for one that is not there."""
     index_of = {clean_name(name): index for index, name in enumerate(names)}
-    unknown = [name for name in novel if clean_name(name) not in index_of]
+    unknown = [name for name in chosen if clean_name(name) not in index_of]
     if unknown:
         raise UserError(
-            f"novel class {unknown[0]!r} is not a class of this data set{nearest_hint(unknown[0], names)}"
+            f"{what} class {unknown[0]!r} is not a class of this data set{nearest_hint(unknown[0], names)}"
         )
-    return frozenset(index_of[clean_name(name)] for name in novel)
+    return frozenset(index_of[clean_name(name)] for name in chosen)
 
 
 class DatasetView(SegmentationDataset):

@@ -1,4 +1,4 @@
-"""The console script `vlkd train|test|infer|report|zoo`; the tools/ scripts call the same functions."""
+"""The console script `vlkd train|test|infer|report|zoo|data`; the tools/ scripts call the same functions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ USAGE = """usage: vlkd COMMAND ...
   infer   segment images and videos with your own words, or classify them
   report  make a table and a picture of finished runs
   zoo     list, show, download and verify the ready-made models
+  data    list and check video data sets, write the world as one
 
 vlkd COMMAND --help tells more; vlkd --version shows the version.
 """
@@ -65,4 +66,8 @@ def _run(command: str, words: list[str]) -> int:
         from vlkd.engine.zoo_cli import zoo
 
         return zoo(words)
-    raise UserError(f"{command}: unknown command; expected train, test, infer, report or zoo")
+    if command == "data":
+        from vlkd.engine.data_cli import data
+
+        return data(words)
+    raise UserError(f"{command}: unknown command; expected train, test, infer, report, zoo or data")
