@@ -75,10 +75,11 @@ class PromptProjector(nn.Sequential):
     def __init__(
         self, student_width: int, teacher_width: int, layers: int = 2, hidden: int | None = None
     ) -> None:
-        if layers not in (1, 2, 3) or (hidden is not None and hidden < 1):
+        if layers not in (1, 2, 3):
+            raise UserError(f"PromptKD projector: {layers} layers; expected 1, 2 or 3")
+        if hidden is not None and hidden < 1:
             raise UserError(
-                f"PromptKD projector: {layers} layers, hidden {hidden}; expected 1, 2 or 3 layers, and a "
-                "width or null"
+                f"PromptKD projector: hidden {hidden}; expected a width, or null for the last one"
             )
         widths = [student_width, *[hidden or teacher_width] * (layers - 1), teacher_width]
         parts: list[nn.Module] = [nn.Linear(widths[0], widths[1])]

@@ -226,11 +226,12 @@ class PromptKD(PromptDistiller):
 
     def compute_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """kd over all classes; ce over the base classes (all, where none is novel)."""
+        # The teacher first: its pass then does not come on top of what the student keeps for its gradients.
+        answers = self.teacher_logits(batch) if "kd" in self.weights else None
         unit = self.student.project(self._embedded(batch["images"]))
         logits = class_logits(unit, self._table, self.student.logit_scale)
         losses = {}
-        if "kd" in self.weights:
-            answers = self.teacher_logits(batch)
+        if answers is not None:
             losses["kd"] = kd(logits, answers, self.temperature, self.reduction)
         if "ce" in self.weights:
             novel = torch.tensor(sorted(self.novel), dtype=torch.long, device=logits.device)
