@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "vlkd" / "__init__.py").read_text())[1]
 README = HERE / "README.md"
 
+LANGUAGE = ["transformers>=4.45"]
+
 setup(
     name="vlkd",
     version=VERSION,
@@ -44,7 +46,8 @@ setup(
         "pyyaml>=6.0",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
+        "language": LANGUAGE,
+        "dev": ["pytest>=8.0", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", *LANGUAGE],
     },
     entry_points={"console_scripts": ["vlkd = vlkd.engine.cli:main"]},
     classifiers=[

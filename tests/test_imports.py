@@ -17,7 +17,7 @@ ALLOWED = {
     "metrics": (),
     "text": (),
     "models": ("text", "losses"),
-    "data": ("text",),
+    "data": ("text", "metrics"),
     "methods": ("losses", "models", "text", "metrics"),
     "infer": ("models", "text", "metrics"),
     "engine": ("methods", "infer", "metrics", "data"),

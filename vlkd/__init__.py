@@ -15,7 +15,7 @@ def load(path_or_name: str) -> Any:
     """The model of a bundle file or zoo name, by its kind.
 
     segmentor: Predictor; classifier: ClassPredictor; open_classifier: OpenClassPredictor; clip: CLIPTower;
-    prompts: PromptedTower, with the CLIP model that they belong to.
+    prompts: PromptedTower, with the CLIP model that they belong to; language, video_text: LanguageModel.
 
     Raises UserError when the file or name is unknown, damaged, or of a kind that cannot be used by itself.
     """
@@ -46,7 +46,11 @@ def load(path_or_name: str) -> Any:
         from vlkd.models.prompted import prompted_from_card
 
         return prompted_from_card(*load_bundle(path), str(path))
-    known = "'segmentor', 'classifier', 'open_classifier', 'clip' or 'prompts'"
+    if kind in ("language", "video_text"):
+        from vlkd.models.language import load_language_model
+
+        return load_language_model(path)
+    known = "'segmentor', 'classifier', 'open_classifier', 'clip', 'prompts', 'language' or 'video_text'"
     raise UserError(f"{path}: bundle of kind {kind!r}, expected {known}; update vlkd to use it")
 
 

@@ -383,6 +383,40 @@ def test_memory_crd_gradient_and_draws() -> None:
     assert t.grad is None and (s.grad != 0).any()
 
 
+@pytest.mark.parametrize("name", OF_VIDEOS)
+def test_a_token_is_compared_with_the_vector_most_like_it(name: str) -> None:
+    loss: Callable[..., Tensor] = OF_VIDEOS[name]
+    text, video = unit(B, L, D), unit(B, 6, D, seed=1)
+    frames = random(B, 6, seed=2) > -0.5
+    assert frames.any(1).all() and not frames.all()
+    single = loss(text, video[:, :1], MASK)
+    torch.testing.assert_close(single, loss(text, video[:, 0], MASK), rtol=1e-12, atol=0)
+    # Each token by itself against the vectors that it would choose: a batch of texts with one token.
+    total, scale = 0.0, 1.0
+    for a, i in MASK.nonzero().tolist():
+        best = [max(float(text[a, i] @ w) for w, some in zip(v, f, strict=True) if some)
+                for v, f in zip(video, frames, strict=True)]  # fmt: skip
+        if name == "half":
+            pair = [*range(B), B - 1]
+            places = [k for k in range(B + 1) if pair[k] == a]
+            total += sum(max(0.0, 1 - best[a] + best[pair[(k + 2) % 4]]) for k in places)
+            scale = MASK[pair].sum().item()
+        elif name == "infonce":
+            total += math.log(sum(math.exp((x - best[a]) / 0.1) for x in best))
+            scale = MASK.sum().item()
+        else:
+            total += sum(max(0.0, 1 - best[a] + best[b]) for b in range(B) if b != a)
+            for b in range(B):
+                if b != a and MASK[b, i]:
+                    own = max(float(text[b, i] @ w) for w, s in zip(video[b], frames[b], strict=True) if s)
+                    total += max(0.0, 1 - own + best[b])
+            scale = B * MASK.sum().item()
+    assert float(loss(text, video, MASK, frames=frames)) == pytest.approx(total / scale, rel=1e-12)
+    video.requires_grad_()
+    loss(text, video, MASK, frames=frames).backward()
+    assert video.grad is not None and (video.grad[~frames] == 0).all() and video.grad.isfinite().all()
+
+
 def test_other_shapes_and_words_are_one_line() -> None:
     s, t = states()
     u, v = unit(B, L, D), unit(B, D)
@@ -405,9 +439,11 @@ def test_other_shapes_and_words_are_one_line() -> None:
             call()
     for loss in (hinge_half, hinge_all, infonce):
         with pytest.raises(
-            UserError, match=rf"{loss.__name__}: texts \(3, 5, 4\) and videos \(3, 5, 4\), .*one pooled"
+            UserError, match=rf"{loss.__name__}: texts \(3, 5, 4\) and videos \(3, 5\), .*one pooled"
         ):
-            loss(u, u, MASK)
+            loss(u, u[..., 0], MASK)
+        with pytest.raises(UserError, match=rf"{loss.__name__}: .*videos \(3, 5, 4\), frames \(3, 4\), "):
+            loss(u, u, MASK, frames=MASK[:, 1:])
         with pytest.raises(UserError, match=rf"{loss.__name__}: mask \(2, 5\)"):
             loss(u, v, MASK[:2])
     memory = MemoryCRD(9, D, 3)

@@ -31,6 +31,10 @@ _HOME = {
     "CoOpData": "images.coop",
     "WebData": "images.web",
     "WorldWebData": "images.web",
+    "VideoTextData": "video_text.videos",
+    "TextBlocksData": "video_text.texts",
+    "LexiconVideoData": "lexicon.module",
+    "LexiconData": "lexicon.module",
 }
 
 __all__ = list(_HOME)

@@ -102,33 +102,43 @@ def hidden_l2(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         return (s - t).square().sum() / max(1, len(s))
 
 
-def hinge_half(text: Tensor, video: Tensor, mask: Tensor | None, margin: float = 1.0) -> Tensor:
+def hinge_half(
+    text: Tensor, video: Tensor, mask: Tensor | None, margin: float = 1.0, frames: Tensor | None = None
+) -> Tensor:
     """Hinge of texts (B,L,D) with videos (B,D), unit vectors, mask (B,L) -> scalar, mean over tokens.
 
     max(0, margin - u.v + u.w) for each token u, v its own video, w the video half a batch away: one negative.
     In an odd batch the last row first comes twice. A batch of one gives the margin, without gradient.
-    UserError when shapes do not fit. Source: VidLanKD (arXiv 2107.02681); zinengtang/VidLanKD@46bae35.
+    Videos of several vectors (B,T,D) as in `infonce`. UserError when shapes do not fit.
+    Source: VidLanKD (arXiv 2107.02681); zinengtang/VidLanKD@46bae35.
     """
-    valid = _check_videos("hinge_half", text, video, mask)
+    valid = _check_videos("hinge_half", text, video, mask, frames)
     with torch.autocast(text.device.type, enabled=False):
-        u, v = _kept(text, mask), full(video)
+        u, (v, some) = _kept(text, mask), _vectors(video, frames)
         if len(u) % 2:
-            u, v, valid = (torch.cat([x, x[-1:]]) for x in (u, v, valid))
-        own, other = ((u @ x[:, :, None]).squeeze(2) for x in (v, v.roll(len(v) // 2, 0)))
+            u, v, some, valid = (torch.cat([x, x[-1:]]) for x in (u, v, some, valid))
+        half = len(v) // 2
+        own, other = (
+            _nearest(u @ x.mT, rows[:, None])
+            for x, rows in ((v, some), (v.roll(half, 0), some.roll(half, 0)))
+        )
         return _mean((margin - own + other).clamp(min=0), valid)
 
 
-def hinge_all(text: Tensor, video: Tensor, mask: Tensor | None, margin: float = 1.0) -> Tensor:
+def hinge_all(
+    text: Tensor, video: Tensor, mask: Tensor | None, margin: float = 1.0, frames: Tensor | None = None
+) -> Tensor:
     """Hinge of texts (B,L,D) with videos (B,D), unit vectors, mask (B,L) -> scalar, over all wrong pairs.
 
     For token i of text a, u_ai, and video v_b, b other than a: max(0, margin - u_ai.v_a + u_ai.v_b), a wrong
     video, and max(0, margin - u_bi.v_b + u_ai.v_b), a wrong text, where both have a token i. The sum is
-    divided by B times the number of tokens. UserError when shapes do not fit.
-    Source: what batchwise_hinge_rank_loss of airsplay/vokenization@e96def5 describes.
+    divided by B times the number of tokens. Videos of several vectors (B,T,D) as in `infonce`. UserError when
+    shapes do not fit. Source: what batchwise_hinge_rank_loss of airsplay/vokenization@e96def5 describes.
     """
-    valid = _check_videos("hinge_all", text, video, mask)
+    valid = _check_videos("hinge_all", text, video, mask, frames)
     with torch.autocast(text.device.type, enabled=False):
-        scores = torch.einsum("aid,bd->abi", _kept(text, mask), full(video))
+        v, some = _vectors(video, frames)
+        scores = _nearest(torch.einsum("aid,btd->abit", _kept(text, mask), v), some[:, None])
         own = scores.diagonal().T
         wrong = ~torch.eye(len(text), dtype=torch.bool, device=text.device)[:, :, None] & valid[:, None]
         wrong_video = (margin - own[:, None] + scores).clamp(min=0) * wrong
@@ -136,16 +146,25 @@ def hinge_all(text: Tensor, video: Tensor, mask: Tensor | None, margin: float = 
         return (wrong_video + wrong_text).sum() / (max(1, len(text)) * valid.sum().clamp(min=1))
 
 
-def infonce(text: Tensor, video: Tensor, mask: Tensor | None, temperature: Tensor | float = 0.1) -> Tensor:
+def infonce(
+    text: Tensor,
+    video: Tensor,
+    mask: Tensor | None,
+    temperature: Tensor | float = 0.1,
+    frames: Tensor | None = None,
+) -> Tensor:
     """Contrast of texts (B,L,D) with videos (B,D), unit vectors, mask (B,L) -> scalar in nats.
 
     For each token the cross entropy of cosines / temperature over the B videos, mean over tokens. A video
-    is not told from other texts. UserError when shapes do not fit.
-    Source: CPC (arXiv 1807.03748), Eq. 4, with a token as the context.
+    is not told from other texts. Of a video of several vectors (B,T,D), of which `frames` (B,T) count and at
+    least one must, a token is compared with the one most like it, as in FILIP (arXiv 2111.07783), Eq. 4.
+    UserError when shapes do not fit. Source: CPC (arXiv 1807.03748), Eq. 4, with a token as the context.
     """
-    valid = _check_videos("infonce", text, video, mask)
+    valid = _check_videos("infonce", text, video, mask, frames)
     with torch.autocast(text.device.type, enabled=False):
-        logits = full(text)[valid] @ full(video).T / temperature
+        v, some = _vectors(video, frames)
+        cosines = full(text)[valid] @ v.flatten(0, 1).T
+        logits = _nearest(cosines.unflatten(1, some.shape), some) / temperature
         total = F.cross_entropy(logits, valid.nonzero()[:, 0], reduction="sum")
         return total / max(1, len(logits))
 
@@ -225,12 +244,31 @@ def _check_states(
     return _check_mask(name, student, mask)
 
 
-def _check_videos(name: str, text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+def _vectors(video: Tensor, frames: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Videos as (B,T,D), pooled ones with T = 1, and which of their vectors count (B,T) bool."""
+    if video.ndim == 2:
+        return full(video)[:, None], torch.ones(len(video), 1, dtype=torch.bool, device=video.device)
+    if frames is None:
+        return full(video), torch.ones(video.shape[:2], dtype=torch.bool, device=video.device)
+    return full(video), frames.to(video.device).bool()
+
+
+def _nearest(cosines: Tensor, frames: Tensor) -> Tensor:
+    """The highest of cosines (...,T) among the vectors that count (...,T)."""
+    return cosines.masked_fill(~frames, float("-inf")).amax(-1)
+
+
+def _check_videos(
+    name: str, text: Tensor, video: Tensor, mask: Tensor | None, frames: Tensor | None
+) -> Tensor:
     """Which tokens count, (B,L) bool."""
-    if text.ndim != 3 or video.shape != text.shape[::2]:
+    fits = text.ndim == 3 and video.ndim in (2, 3) and video.shape[:: video.ndim - 1] == text.shape[::2]
+    if not fits or (frames is not None and frames.shape != video.shape[:-1]):
+        given = "" if frames is None else f", frames {tuple(frames.shape)}"
         raise UserError(
-            f"{name}: texts {tuple(text.shape)} and videos {tuple(video.shape)}, expected (batch, length, "
-            "width) and (batch, width): one pooled video for each text"
+            f"{name}: texts {tuple(text.shape)} and videos {tuple(video.shape)}{given}, expected (batch, "
+            "length, width) and (batch, width): one pooled video for each text, or its vectors (batch, "
+            "frames, width)"
         )
     return _check_mask(name, text, mask)
 

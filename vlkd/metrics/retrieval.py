@@ -25,10 +25,13 @@ def retrieval_recall(
     _check(image, text, owner, ks)
     owner = owner.to(image.device)
     captions, images = torch.arange(len(text), device=image.device), torch.arange(len(image)).to(image.device)
-    ranks = [_ranks(part, text, owner[None] == rows[:, None]) for part, rows in _parts(image, images, chunk)]
+    ranks = [
+        rank_before(part, text, owner[None] == rows[:, None]) for part, rows in _parts(image, images, chunk)
+    ]
     found = {f"image_to_text_R@{k}": _below(ranks, k) for k in ks}
     ranks = [
-        _ranks(part, image, images[None] == owner[rows, None]) for part, rows in _parts(text, captions, chunk)
+        rank_before(part, image, images[None] == owner[rows, None])
+        for part, rows in _parts(text, captions, chunk)
     ]
     return found | {f"text_to_image_R@{k}": _below(ranks, k) for k in ks}
 
@@ -37,7 +40,7 @@ def _parts(vectors: Tensor, rows: Tensor, chunk: int) -> list[tuple[Tensor, Tens
     return list(zip(vectors.split(chunk), rows.split(chunk), strict=True))
 
 
-def _ranks(query: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
+def rank_before(query: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
     """Others that rank before the best own one: query (C,D), gallery (G,D), own (C,G) bool -> (C,) int64."""
     with torch.autocast(query.device.type, enabled=False):
         similarity = query.float() @ gallery.float().T
