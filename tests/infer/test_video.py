@@ -175,3 +175,40 @@ def test_memory_does_not_grow_with_the_frames(tmp_path, write_video, count):
     seen, grown = growth(tmp_path / "a.mp4")
     assert seen == count
     assert grown < 12, f"{grown:.1f} MB more after {count} frames"  # 200 frames kept would be 46 MB
+
+
+@pytest.mark.parametrize("reader", ["decord", "pyav"])
+def test_sampled_frames_are_those_shown_at_the_times(tmp_path, write_video, reader):
+    write_video(tmp_path / "a.mp4", moving(25))
+    everything = list(VideoFile(tmp_path / "a.mp4", reader))  # 10 a second
+    found = list(VideoFile(tmp_path / "a.mp4", reader).sampled([1.0, 24.0]))
+    slow, fast = ([f for place, f in found if place == k] for k in (0, 1))
+    assert [f.time for f in slow] == [0, 1, 2] and len(fast) == 60  # 2.5 s
+    for frame in (*slow, *fast):
+        shown = max(k for k in range(25) if k / 10 <= frame.time + 1e-6)
+        assert np.array_equal(frame.image, everything[shown].image)
+    assert [f.time for _, f in found] == sorted(f.time for _, f in found)
+
+
+@pytest.mark.parametrize("reader", ["decord", "pyav"])
+def test_sampling_tells_of_a_cut_stream(tmp_path, write_video, reader):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (60, 64, 96, 3), np.uint8)
+    with av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    whole = (tmp_path / "fast.mp4").read_bytes()
+    for part in (0.5, 0.8):
+        (tmp_path / "cut.mp4").write_bytes(whole[: int(len(whole) * part)])
+        with pytest.raises(UserError, match="damaged"):
+            list(VideoFile(tmp_path / "cut.mp4", reader).sampled([1.0]))
+
+
+def test_frames_of_a_narrow_video_have_three_channels(tmp_path, write_video):
+    write_video(tmp_path / "a.mp4", moving(3, 16, 24))
+    for frame, expected in zip(VideoFile(tmp_path / "a.mp4"), moving(3, 16, 24), strict=True):
+        assert frame.image.shape == (16, 24, 3)
+        assert np.abs(frame.image.astype(int) - expected).mean() < 12

@@ -1,4 +1,4 @@
-"""The console script `vlkd train|test|infer|report|zoo|data`; the tools/ scripts call the same functions."""
+"""The console script `vlkd train|test|infer|report|zoo|data|features`; tools/ calls the same functions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from vlkd.errors import UserError
 
 USAGE = """usage: vlkd COMMAND ...
 
-  train   train a student from a config, or continue a run
-  test    score a bundle, or a run's checkpoint
-  infer   segment images and videos with your own words, or classify them
-  report  make a table and a picture of finished runs
-  zoo     list, show, download and verify the ready-made models
-  data    list and check video data sets, write the world as one
+  train     train a student from a config, or continue a run
+  test      score a bundle, or a run's checkpoint
+  infer     segment images and videos with your own words, or classify them
+  report    make a table and a picture of finished runs
+  zoo       list, show, download and verify the ready-made models
+  data      list and check video data sets, write the world as one
+  features  write feature files of videos
 
 vlkd COMMAND --help tells more; vlkd --version shows the version.
 """
@@ -70,4 +71,8 @@ def _run(command: str, words: list[str]) -> int:
         from vlkd.engine.data_cli import data
 
         return data(words)
-    raise UserError(f"{command}: unknown command; expected train, test, infer, report, zoo or data")
+    if command == "features":
+        from vlkd.infer.features_cli import main as features
+
+        return features(words)
+    raise UserError(f"{command}: unknown command; expected train, test, infer, report, zoo, data or features")

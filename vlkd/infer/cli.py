@@ -23,13 +23,15 @@ _EXAMPLE = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is one line."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vlkd infer", description=__doc__, epilog=_EXAMPLE)
+    parser = Parser(prog="vlkd infer", description=__doc__, epilog=_EXAMPLE)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="images, videos, folders (searched for both) or globs")
     add("--model", metavar="NAME_OR_FILE", help="zoo name or bundle file; default: the first INPUT")
@@ -95,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if not files:
-        return _finish(0, 0, problems, "", args.out)
+        return finish(0, 0, problems, "", args.out)
     predictor = _predictor(args)
     settings = {"model": args.model, "classes": list(predictor.names(classes)), "every": args.every}
     work = _classify if isinstance(predictor, ClassPredictor) else _segment
@@ -152,7 +154,7 @@ def _segment(
     jobs = plan(files, args.out)
     todo = [job for job in jobs if args.overwrite or not is_done(job, args.out, settings)]
     started, finished, times = perf_counter(), 0, list[float]()
-    with _progress() as progress:
+    with progress_bars() as progress:
         total = progress.add_task("inputs", total=len(todo))
         for job in todo:
             try:
@@ -167,14 +169,14 @@ def _segment(
                 problems.append(str(error))
                 print(error, file=sys.stderr)
             except KeyboardInterrupt:
-                return _interrupted(progress, finished, len(todo))
+                return interrupted(progress, finished, len(todo))
             else:
                 finished += 1
                 times += ms
                 print(f"{job.source}: {_speed(ms)} -> {args.out / job.stem}.*")
             progress.advance(total)
     took = f" in {perf_counter() - started:.1f} s, {_speed(times)}" if times else ""
-    return _finish(finished, len(jobs) - len(todo), problems, took, args.out)
+    return finish(finished, len(jobs) - len(todo), problems, took, args.out)
 
 
 def _classify(
@@ -201,7 +203,7 @@ def _classify(
         problems.append(str(error))
         print(error, file=sys.stderr)
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         total = progress.add_task("inputs", total=len(todo))
         try:
             for file, found in predictor.files((f for f in todo if not is_video(f)), classes, top):
@@ -225,17 +227,18 @@ def _classify(
                 progress.remove_task(task)
                 progress.advance(total)
         except KeyboardInterrupt:
-            return _interrupted(progress, finished, len(todo))
+            return interrupted(progress, finished, len(todo))
         finally:
             table.save()
     seconds = perf_counter() - started
     if args.sheet:
         table.draw()
     took = f" in {seconds:.1f} s, {seen / seconds:.1f} images/s" if seen else ""
-    return _finish(finished, len(files) - len(todo), problems, took, args.out)
+    return finish(finished, len(files) - len(todo), problems, took, args.out)
 
 
-def _progress() -> Progress:
+def progress_bars() -> Progress:
+    """Bars with counts and the time that is left, on a terminal's stderr alone."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -244,7 +247,8 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _interrupted(progress: Progress, finished: int, count: int) -> int:
+def interrupted(progress: Progress, finished: int, count: int) -> int:
+    """Say what Ctrl-C has left; the exit code."""
     progress.stop()
     print(
         f"interrupted: {finished} done, {count - finished} left; run the same command again to go on",
@@ -253,7 +257,8 @@ def _interrupted(progress: Progress, finished: int, count: int) -> int:
     return 130
 
 
-def _finish(finished: int, skipped: int, problems: list[str], took: str, out: Path) -> int:
+def finish(finished: int, skipped: int, problems: list[str], took: str, out: Path) -> int:
+    """Say what was done and where the results are; the exit code."""
     parts = [f"{finished} done{took}"]
     parts += [f"{skipped} finished before (--overwrite does them again)"] if skipped else []
     parts += [f"{len(problems)} failed"] if problems else []

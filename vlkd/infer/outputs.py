@@ -53,12 +53,16 @@ def find_inputs(items: Sequence[str], out: Path) -> tuple[list[Path], list[str]]
     return list(files), problems
 
 
-def plan(files: Iterable[Path], out: Path) -> list[Job]:
-    """Jobs with stems of their own: equal ones, in the list or in `out`, add suffix, folder or number."""
+def plan(files: Iterable[Path], out: Path, owner_of: Callable[[str], str | None] | None = None) -> list[Job]:
+    """Jobs with stems of their own: equal ones, in the list or in `out`, add suffix, folder or number.
+
+    `owner_of(stem)`: the input whose results have the stem, or None; by default STEM.json in `out` tells.
+    """
     jobs, taken = [], set()
+    owner_of = owner_of or (lambda stem: _header(out / f"{stem}.json").get("file"))
     for file in files:
         for stem in _stems(file):
-            owner = _header(out / f"{stem}.json").get("file", str(file.resolve()))
+            owner = owner_of(stem) or str(file.resolve())
             if stem.casefold() not in taken and owner == str(file.resolve()):
                 break
         taken.add(stem.casefold())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -37,15 +38,16 @@ class Frame(NamedTuple):
 class VideoFile:
     """A video to iterate over once or more; `frames` is the container's count (None where it tells none).
 
-    decord reads; what it cannot open (AV1) is read by PyAV. Both apply the rotation that phones store. Raises
-    UserError for files that are missing, empty, damaged, without a video stream or not media, on opening or,
-    for files damaged further on, while iterating.
+    decord reads; PyAV reads what decord cannot open (AV1), and videos below 64 pixels wide or high. Both
+    apply the rotation that phones store. Raises UserError for files that are missing, empty, damaged, without
+    a video stream or not media, on opening or, for files damaged further on, while iterating.
     """
 
     def __init__(self, path: str | os.PathLike[str], reader: str | None = None) -> None:
         self.path = Path(path)
-        self.frames, self.fps, codec = _probe(self.path)
-        self.reader = reader or ("pyav" if codec == "av1" else "decord")
+        self.frames, self.fps, codec, side = _probe(self.path)
+        # decord takes the bytes that fill up a row for a fourth channel where they are as many as its pixels.
+        self.reader = reader or ("pyav" if codec == "av1" or side < 64 else "decord")
 
     def __iter__(self) -> Iterator[Frame]:
         start, count = 0.0, 0
@@ -55,8 +57,43 @@ class VideoFile:
                 count += 1
                 yield Frame(image, time - start)
         except _decoding_errors() as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise UserError(f"{self.path}: the video is damaged after frame {count}: {reason}") from None
+            raise self._damaged(error, count) from None
+        self._check_count(count)
+
+    def sampled(self, rates: Sequence[float]) -> Iterator[tuple[int, Frame]]:
+        """(place in `rates`, the frame shown at 0, 1/rate, 2/rate, ... seconds), in the order of time.
+
+        `frame.time` is that multiple of 1/rate. Frames that are shown at none of these times are decoded but
+        not converted to RGB. Raises UserError as iterating does.
+        """
+        start, count, given = 0.0, 0, [0] * len(rates)
+        try:
+            for begin, end, convert in self._shown():
+                start = start if count else begin
+                due = []
+                for place, rate in enumerate(rates):
+                    # A millionth of a second: times are rounded to the container's clock.
+                    while given[place] / rate < end - start - 1e-6:
+                        due.append((given[place] / rate, place))
+                        given[place] += 1
+                # Past what may be missing at the end, decord tells of a cut file only when it must convert.
+                checked = self.frames is not None and count == int(0.9 * (self.frames - 1))
+                image = convert() if due or checked else None
+                count += 1
+                for time, place in sorted(due):
+                    assert image is not None
+                    yield place, Frame(image, time)
+        except StopIteration:
+            pass
+        except _decoding_errors() as error:
+            raise self._damaged(error, count) from None
+        self._check_count(count)
+
+    def _damaged(self, error: Exception, count: int) -> UserError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        return UserError(f"{self.path}: the video is damaged after frame {count}: {reason}")
+
+    def _check_count(self, count: int) -> None:
         if not count:
             raise UserError(f"{self.path}: the video has no frame that can be decoded")
         # An edit list may hide a few of the frames that the container counts; a cut file lacks many.
@@ -66,12 +103,21 @@ class VideoFile:
             )
 
     def _decoded(self) -> Iterator[tuple[np.ndarray, float]]:
+        source = self._opened()
+        return _frames_pyav(self.path, self.fps) if source is None else _frames_decord(source)
+
+    def _shown(self) -> Iterator[tuple[float, float, Callable[[], np.ndarray]]]:
+        source = self._opened()
+        return _shown_pyav(self.path, self.fps) if source is None else _shown_decord(source)
+
+    def _opened(self) -> Any:
+        """decord's reader, or None where PyAV is to read."""
         if self.reader == "decord":
             try:
-                source = _open_decord(self.path)
+                return _open_decord(self.path)
             except _decoding_errors():
                 self.reader = "pyav"
-        return _frames_decord(source) if self.reader == "decord" else _frames_pyav(self.path, self.fps)
+        return None
 
 
 class VideoWriter:
@@ -173,8 +219,8 @@ def every_nth(path: str | os.PathLike[str], every: int = 1) -> Generator[tuple[i
     yield from prefetched((i, frame) for i, frame in enumerate(VideoFile(path)) if i % every == 0)
 
 
-def _probe(path: Path) -> tuple[int | None, float, str]:
-    """(frames or None, frames per second, codec) from the container's head."""
+def _probe(path: Path) -> tuple[int | None, float, str, int]:
+    """(frames or None, frames per second, codec, shorter side in pixels) from the container's head."""
     import av
 
     if not path.is_file():
@@ -192,6 +238,7 @@ def _probe(path: Path) -> tuple[int | None, float, str]:
                 streams[0].frames or None,
                 float(rate),
                 streams[0].codec_context.name.replace("libdav1d", "av1"),
+                min(streams[0].width, streams[0].height),
             )
     except (av.FFmpegError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -220,8 +267,46 @@ def _frames_pyav(path: Path, fps: float) -> Iterator[tuple[np.ndarray, float]]:
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         for index, frame in enumerate(container.decode(video=0)):
-            image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            yield np.ascontiguousarray(image), index / fps if frame.time is None else frame.time
+            yield _upright(frame), index / fps if frame.time is None else frame.time
+
+
+def _upright(frame: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+# Begin and end in seconds of each frame, and what converts it, to be called before the next is asked for.
+
+
+def _shown_decord(source: Any) -> Iterator[tuple[float, float, Callable[[], np.ndarray]]]:
+    skipped = 0
+
+    def convert() -> np.ndarray:
+        nonlocal skipped
+        if skipped > 1:
+            source.skip_frames(skipped - 1)
+        skipped = 0
+        return source.next().asnumpy()
+
+    times = source.get_frame_timestamp(range(len(source)))
+    for index, (begin, end) in enumerate(times):
+        skipped += 1
+        later = times[index + 1][0] if index + 1 < len(times) else end
+        yield float(begin), float(later), convert
+
+
+def _shown_pyav(path: Path, fps: float) -> Iterator[tuple[float, float, Callable[[], np.ndarray]]]:
+    import av
+
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        before: tuple[float, Any] | None = None
+        for index, frame in enumerate(container.decode(video=0)):
+            time = index / fps if frame.time is None else frame.time
+            if before is not None:
+                yield before[0], time, partial(_upright, before[1])
+            before = time, frame
+        if before is not None:
+            yield before[0], before[0] + 1 / fps, partial(_upright, before[1])
 
 
 def _decoding_errors() -> tuple[type[Exception], ...]:

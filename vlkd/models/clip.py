@@ -247,7 +247,7 @@ def _tag(name: str, pretrained: str | None) -> dict[str, Any]:
 def _fetching(name: str, pretrained: str | None) -> Iterator[None]:
     """One UserError for whatever goes wrong while weights, config or tokenizer are fetched and read."""
     try:
-        with _quiet_and_quick():
+        with quiet_and_quick():
             yield
     except ImportError as error:
         raise UserError(f"{name}: needs a further package; pip install {error.name}") from error
@@ -274,7 +274,7 @@ def _offline_hint(name: str, pretrained: str | None) -> str:
 
 
 @contextmanager
-def _quiet_and_quick() -> Iterator[None]:
+def quiet_and_quick() -> Iterator[None]:
     """No log lines from open_clip, and no minute of retries where the hub's host does not even resolve."""
     from huggingface_hub import constants
 
