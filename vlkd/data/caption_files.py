@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlkd.cache import cache_key
-from vlkd.data.files import need_folder, read_image
+from vlkd.data.files import need_folder, read_image, read_text
 from vlkd.data.images.files import EvalImages, FileAugment, FileImages, as_tensor, centre, collate
 from vlkd.data.images.folder import open_folder
 from vlkd.data.loader import EvalSampler, worker_error
@@ -84,12 +84,7 @@ def read_captions(
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected captions (docs/clipkd.md)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_text(path, "no such file; expected captions (docs/clipkd.md)")
 
 
 def _json_lines(path: Path, text: str, image: str, caption: str) -> Iterator[Row]:

@@ -135,3 +135,13 @@ class FileSegmentation(SegmentationDataset):
         image_file, segment_file = self.files(index)
         (height, width), (h, w) = image.shape[:2], segments.shape
         return f"{segment_file}: {w}x{h} pixels, but its image {image_file} is {width}x{height}"
+
+
+def read_text(path: Path, absent: str, encoding: str = "utf-8-sig") -> str:
+    """Text of a file. Raises UserError where it cannot be read; `absent` is said of a missing one."""
+    try:
+        return path.read_text(encoding=encoding)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {absent}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None

@@ -191,10 +191,10 @@ def train_stages(
                 f"--model.teacher={folder}"
             )
         (run / "versions.json").unlink(missing_ok=True)  # of an attempt that trained nothing
-    model = main.merged()["model"]
-    method: Any = class_of("model", Distiller, {"model": model}, (), "")
-    method.check_before_teacher(model["init_args"])
     if not finished:
+        model = main.merged()["model"]
+        method: Any = class_of("model", Distiller, {"model": model}, (), "")
+        method.check_before_teacher(model["init_args"])
         code = _train_first(main, first, run, resumed, fit)
         if code:
             return code

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlkd.data.files import need_folder
+from vlkd.data.files import need_folder, read_text
 from vlkd.data.images.files import FileImages, images_below
 from vlkd.data.images.folder import class_folders, open_folder
 from vlkd.data.images.module import ClassificationModuleBase, Split
@@ -243,12 +243,7 @@ def _distinct(names: list[str], path: Path) -> tuple[str, ...]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; datasets/README.md says where it comes from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_text(path, "not found; datasets/README.md says where it comes from", "utf-8")
 
 
 def _need_images(path: Path, images: Path, files: Iterable[str]) -> None:

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vlkd.data.lexicon.audit import audit
 from vlkd.data.lexicon.clips import Film, caption, film_all, plan, read_mp4, videos
 from vlkd.data.lexicon.features import WIDTH, load_features
 from vlkd.data.lexicon.probing import probe_scores, shows
 from vlkd.data.lexicon.words import Choice, Lexicon
-from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
+from vlkd.data.tokens import TokenLoaders
 from vlkd.errors import UserError
 from vlkd.text.names import nearest_hint
 
@@ -56,19 +55,19 @@ class EvalRows(Rows):
         return self.row(address[0])
 
 
-class LexiconModule(L.LightningDataModule):
-    """What both modules share: nouns, tokenizer, probes, loaders that resume in the middle of an epoch."""
+class LexiconModule(TokenLoaders):
+    """What both modules share: nouns, tokenizer, probes."""
+
+    train_set: TrainRows | None
+    val_set: EvalRows | None
 
     def __init__(self, nouns: int, world_seed: int, batch_size: int, num_workers: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed)
         if batch_size < 1 or num_workers < 0:
             raise UserError(
                 f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0"
             )
         self.lexicon = Lexicon(nouns, world_seed)
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.train_set: TrainRows | None = None
-        self.val_set: EvalRows | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -79,28 +78,6 @@ class LexiconModule(L.LightningDataModule):
         """{"input_ids" (N,L) int64, "attention_mask" (N,L) int64}, filled up to the longest."""
         found = self.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
         return {key: found[key] for key in ("input_ids", "attention_mask")}
-
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled by (seed, epoch)."""
-        assert self.train_set is not None, "setup() comes first"
-        sampler = EpochSampler(self.train_set, self.seed, *self._place())
-        return ResumableLoader(
-            self.train_set,
-            sampler,
-            self.batch_size,
-            trainer=self.trainer,
-            drop_last=len(sampler) >= self.batch_size,
-            num_workers=self.num_workers,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """In order."""
-        assert self.val_set is not None, "setup() comes first"
-        sampler = EvalSampler(self.val_set, *self._place())
-        return DataLoader(self.val_set, self.batch_size, sampler=sampler)
-
-    def _place(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     # --- probes --------------------------------------------------------------------------------------------
 

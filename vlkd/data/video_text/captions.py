@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlkd.data.files import read_text
 from vlkd.errors import UserError
 
 _FORM = '{"start": [...], "end": [...], "text": [...]}'
@@ -85,9 +86,4 @@ def _json(path: Path) -> Any:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; layouts are in docs/video-text.md") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_text(path, "no such file; layouts are in docs/video-text.md")

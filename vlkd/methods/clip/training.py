@@ -115,14 +115,14 @@ class CLIPTraining(Distiller):
         """The scores of validation for another tower, on labelled batches of all processes and on pairs."""
         names = self.trainer.datamodule.names  # type: ignore[attr-defined]
         if not names:
-            return self._retrieval(tower)
+            return self._recall(tower)
         scorer = ZeroShot(tower, names, self.template_set)
         for number, batch in enumerate(loader):
             images, labels = batch["images"].to(self.device), batch["labels"].to(self.device)
             scorer.update(
                 images, labels, self.repeated(number, len(labels), getattr(loader, "loader", loader))
             )
-        return {"accuracy": accuracy(self.sum_over_processes(scorer.counts))} | self._retrieval(tower)
+        return {"accuracy": accuracy(self.sum_over_processes(scorer.counts))} | self._recall(tower)
 
     def on_validation_epoch_start(self) -> None:
         """Encode the vocabulary once."""
@@ -140,9 +140,9 @@ class CLIPTraining(Distiller):
         scores: dict[str, float] = {}
         if self._zero_shot is not None:
             scores["accuracy"] = accuracy(self.sum_over_processes(self._zero_shot.counts))
-        self.log_scores(scores | self._retrieval(self.tower))
+        self.log_scores(scores | self._recall(self.tower))
 
-    def _retrieval(self, tower: CLIPTower) -> dict[str, float]:
+    def _recall(self, tower: CLIPTower) -> dict[str, float]:
         # Every process scores all pairs: a rank in the gallery needs all of it.
         pairs = getattr(self.trainer.datamodule, "pair_batches", None)  # type: ignore[attr-defined]
         found = retrieval_scores(tower, pairs()) if pairs is not None else {}

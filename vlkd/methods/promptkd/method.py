@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from vlkd.methods.promptkd.student import (
     frozen_identity,
     frozen_tensors,
     has_batch_norm,
+    tower_row,
 )
 from vlkd.models.open_classifier import (
     OpenClassifier,
@@ -272,11 +274,8 @@ class PromptKD(PromptDistiller):
     def describe(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Inputs and widths of both towers, and what the weight of kd amounts to."""
         assert self.vectors is not None
-        rows = [_row("student", self.student.spec, self.vectors.width, self.student.logit_scale)]
-        if self.teacher:
-            rows.append(
-                _row("teacher", self.teacher.model.spec, self.vectors.width, self.teacher.model.logit_scale)
-            )
+        models = {"student": self.student} | ({"teacher": self.teacher.model} if self.teacher else {})
+        rows = [tower_row(part, m.spec, self.vectors.width, m.logit_scale) for part, m in models.items()]
         rows.append({"part": "class vectors", "width": self.vectors.width, "classes": len(self.vectors)})
         if "kd" in self.weights:
             weight = self.weights["kd"] / (len(self.vectors) if self.reduction == "mean" else 1)
@@ -325,17 +324,21 @@ class PromptKD(PromptDistiller):
 
     # --- checkpoint ----------------------------------------------------------------------------------------
 
+    @cached_property
+    def _frozen(self) -> str:
+        return frozen_identity(self.student, self.trained)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A frozen tower is not stored again and again, its hash is."""
         super().on_save_checkpoint(checkpoint)
         for name in frozen_tensors(self.student, self.trained):
             checkpoint["state_dict"].pop(f"student.{name}", None)
-        checkpoint["frozen"] = frozen_identity(self.student, self.trained)
+        checkpoint["frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Inverse of on_save_checkpoint. Raises UserError where the tower has other weights by now."""
         super().on_load_checkpoint(checkpoint)
-        if checkpoint.get("frozen") != frozen_identity(self.student, self.trained):
+        if checkpoint.get("frozen") != self._frozen:
             raise UserError(
                 "model.student: its weights are not those the run began with; put them back, or begin anew"
             )
@@ -392,8 +395,3 @@ class _Scored(PromptKD):
         if self.text is None or set(self.names) <= set(self.given.names):
             return super()._class_vectors()
         return ClassVectors.build(self.names, self.text, self.given.templates)
-
-
-def _row(part: str, spec: Any, width: int, scale: float) -> dict[str, Any]:
-    size = "x".join(map(str, spec.size))
-    return {"part": part, "input": size, "tower": spec.width, "width": width, "logit scale": round(scale, 3)}

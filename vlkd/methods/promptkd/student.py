@@ -86,3 +86,9 @@ def has_batch_norm(*parts: nn.Module | None) -> bool:
     """Whether a part's output depends on which images share a batch."""
     modules = (module for part in parts if part is not None for module in part.modules())
     return any(isinstance(module, _BatchNorm) for module in modules)
+
+
+def tower_row(part: str, spec: Any, width: int, scale: float) -> dict[str, Any]:
+    """A row of the dry run for an image tower and the `width` of its vectors."""
+    size = "x".join(map(str, spec.size))
+    return {"part": part, "input": size, "tower": spec.width, "width": width, "logit scale": round(scale, 3)}

@@ -1,0 +1,41 @@
+"""Loaders of data whose items are token ids: shuffled and resumable for training, in order for validation."""
+
+from __future__ import annotations
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
+
+
+class TokenLoaders(L.LightningDataModule):
+    """Loaders over `train_set`, addressed by (epoch, index), and `val_set`, by (index, repeated)."""
+
+    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.train_set: Dataset | None = None
+        self.val_set: Dataset | None = None
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled by (seed, epoch); continues in the middle of an epoch after a resume."""
+        assert self.train_set is not None, "setup() comes first"
+        sampler = EpochSampler(self.train_set, self.seed, *self._place())  # type: ignore[arg-type]
+        return ResumableLoader(
+            self.train_set,
+            sampler,
+            self.batch_size,
+            trainer=self.trainer,
+            drop_last=len(sampler) >= self.batch_size,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """In order; nothing where there is no validation data."""
+        if self.val_set is None:
+            return []
+        sampler = EvalSampler(self.val_set, *self._place())  # type: ignore[arg-type]
+        return DataLoader(self.val_set, self.batch_size, sampler=sampler, num_workers=self.num_workers)
+
+    def _place(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
