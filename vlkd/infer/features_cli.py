@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import glob
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -14,6 +17,8 @@ from vlkd.errors import UserError
 from vlkd.infer.cli import Parser, finish, interrupted, progress_bars
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from vlkd.infer.features import FeatureIndex, Stream
     from vlkd.infer.outputs import Job
 
@@ -154,6 +159,28 @@ def _streams(args: argparse.Namespace) -> list[Stream]:
     return streams
 
 
+@contextmanager
+def _between_batches() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits until the function given is called, which then raises KeyboardInterrupt.
+
+    Elsewhere it may meet a decoder's callback, which swallows it, or a file that is half written.
+    """
+    asked = threading.Event()
+
+    def check() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _extract_all(
     todo: list[tuple[Job, list[Stream]]],
     count: int,
@@ -165,12 +192,16 @@ def _extract_all(
     from vlkd.infer.features import extract
 
     started, finished, seen = perf_counter(), 0, 0.0
-    with progress_bars() as progress:
+    with _between_batches() as check, progress_bars() as progress:
         total = progress.add_task("videos", total=len(todo))
         try:
             for job, streams in todo:
                 task = progress.add_task(job.source.name, total=None)
-                follow = lambda s, t, task=task: progress.update(task, completed=int(s), total=t and int(t))  # noqa: E731
+
+                def follow(seconds: float, whole: float | None, task: TaskID = task) -> None:
+                    check()
+                    progress.update(task, completed=int(seconds), total=whole and int(whole))
+
                 try:
                     found = extract(job.source, streams, args.out, job.stem, args.batch_size, follow)
                     index.add(job.stem, job.source, found)
@@ -183,6 +214,8 @@ def _extract_all(
                     print(error, file=sys.stderr)
                 progress.remove_task(task)
                 progress.advance(total)
+                if finished < len(todo):
+                    check()
         except KeyboardInterrupt:
             return interrupted(progress, finished, len(todo))
         finally:
