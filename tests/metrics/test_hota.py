@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from vlkd.errors import UserError
 from vlkd.metrics import HOTAMetric, hota
+from vlkd.metrics.video.burst import judged
 
 CATEGORIES = (2, 5, 9)
 
@@ -119,3 +120,42 @@ def test_wrong_input():
         hota([(gt, pred, dict.fromkeys(gt_table, 2), pred_table)], CATEGORIES[:2])
     with pytest.raises(UserError, match="do not add up"):
         HOTAMetric(CATEGORIES).merge(HOTAMetric(CATEGORIES, agnostic=True))
+
+
+def literally_judged(gt, pred, gt_table, pred_table, negative, not_exhaustive):
+    """BURST's preprocessing, frame by frame and category by category."""
+    kept = pred.copy()
+    for t in range(len(gt)):
+        for category in CATEGORIES:
+            truths = [i for i in np.unique(gt[t]) if gt_table.get(i) == category]
+            guesses = [i for i in np.unique(pred[t]) if pred_table.get(i) == category]
+            masks = [(gt[t] == i, [pred[t] == j for j in guesses]) for i in truths]
+            iou = np.array([[(a & b).sum() / (a | b).sum() for b in others] for a, others in masks])
+            iou = iou.reshape(len(truths), len(guesses))
+            iou[iou < 0.5 - np.finfo(float).eps] = 0
+            pairs = zip(*linear_sum_assignment(-iou), strict=True)
+            free = set(range(len(guesses))) - {j for i, j in pairs if iou[i, j] > 0}
+            if category in not_exhaustive or (not truths and category not in negative):
+                for j in free:
+                    kept[t][pred[t] == guesses[j]] = 0
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_burst_drops_what_cannot_be_judged(seed):
+    gt, pred, gt_table, pred_table = random_video(seed)
+    gt[2:4][np.isin(gt[2:4], [i for i, c in gt_table.items() if c == 5])] = 0
+    lists = ((), ()) if seed % 3 == 0 else ((5,), (2,)) if seed % 3 == 1 else ((9,), (9,))
+    found = judged(gt, pred, gt_table, pred_table, *lists)
+    expected = literally_judged(gt, pred, gt_table, pred_table, *lists)
+    np.testing.assert_array_equal(found, expected)
+    assert (found != pred).any()
+
+
+def test_means_over_the_truth_alone():
+    gt = np.ones((2, 1, 4), dtype=int)
+    pred = np.array([[[6, 6, 6, 7]]] * 2)
+    whole = hota([(gt, pred, {1: 2}, {6: 2, 7: 5})], CATEGORIES)
+    metric = HOTAMetric(CATEGORIES, of_truth=True)
+    metric.update(gt, pred, {1: 2}, {6: 2, 7: 5})
+    assert metric.compute()["HOTA"] == pytest.approx(2 * whole["HOTA"])

@@ -237,3 +237,28 @@ def test_wrong_input():
     refused(r"classes \[1\] are base and novel", base=[1], novel=[1, 2])
     with pytest.raises(UserError, match="do not add up"):
         TrackAPMetric(CATEGORIES).merge(TrackAPMetric(CATEGORIES, "lvvis"))
+
+
+def test_burst_counts_only_what_the_annotation_can_judge():
+    truth, result = small()
+    empty = result | {"score": 0.9, "segmentations": [None, {"size": list(SIZE), "counts": [0, 2, 190]}]}
+    empty["segmentations"][1] = encode(np.eye(*SIZE, dtype=bool))
+    video = truth["videos"][0]
+
+    def scored(results, **lists):
+        return track_ap(truth | {"videos": [video | lists]}, results, "burst")
+
+    # A wrong track before the right one halves the precision, unless its category is labelled in part.
+    assert scored([empty, result])["AP"] == pytest.approx(0.5)
+    assert scored([empty, result], not_exhaustive_category_ids=[1])["AP"] == pytest.approx(1.0)
+    # Of another category it is wrong only where the video certainly lacks that category.
+    two = truth["annotations"][0] | {"id": 2, "video_id": 2, "category_id": 2}
+    videos = [video, video | {"id": 2}]
+    both = truth | {"videos": videos, "annotations": [*truth["annotations"], two]}
+    right = [result, result | {"video_id": 2, "category_id": 2, "score": 0.1}]
+    stray = empty | {"category_id": 2}
+    assert track_ap(both, [*right, stray], "burst")["AP"] == pytest.approx(1.0)
+    both["videos"] = [video | {"neg_category_ids": [2]}, videos[1]]
+    assert track_ap(both, [*right, stray], "burst")["AP"] == pytest.approx(0.75)
+    assert track_ap(truth, [empty] * 100 + [result], "burst")["AP"] > 0
+    assert track_ap(truth, [empty] * 100 + [result], "ytvis")["AP"] == 0

@@ -34,6 +34,7 @@ _HOME = {
     "STQMetric": "video.stq",
     "hota": "video.hota",
     "HOTAMetric": "video.hota",
+    "FlowConsistencyMetric": "video.flow",
     "track_ap": "video.track_ap",
     "TrackAPMetric": "video.track_ap",
 }

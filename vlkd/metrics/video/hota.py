@@ -46,11 +46,14 @@ class HOTAMetric(VideoMetric):
     for IoU times the agreement of the two tracks over the video; at each alpha = 0.05..0.95 the matches with
     IoU >= alpha count. HOTA = sqrt(DetA AssA), OWTA = sqrt(DetRe AssA), averaged over alpha, then over the
     categories that occur in ground truth or prediction. Masks of one map do not overlap.
+    BURST leaves out what its annotation cannot judge (vlkd.metrics.video.burst.judged) and means over the
+    categories with ground truth.
 
     Args:
         categories: all categories.
         groups: further means, for BURST {"common": [...], "uncommon": [...]}; scores get the name as suffix.
         agnostic: match whatever the categories, as OWTA is meant; every object is of one category.
+        of_truth: means are over the categories that occur in the ground truth only.
     """
 
     def __init__(
@@ -58,12 +61,13 @@ class HOTAMetric(VideoMetric):
         categories: Collection[int],
         groups: Mapping[str, Collection[int]] | None = None,
         agnostic: bool = False,
+        of_truth: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.categories, self.agnostic = sorted(categories), agnostic
+        self.categories, self.agnostic, self.of_truth = sorted(categories), agnostic, of_truth
         self.groups = {name: np.isin(self.categories, list(group)) for name, group in (groups or {}).items()}
-        self.settings = (tuple(self.categories), agnostic, str(self.groups))
+        self.settings = (tuple(self.categories), agnostic, of_truth, str(self.groups))
         for name in STATES:
             whole = name in ("truth", "guess")
             shape = (len(self.categories),) if whole else (len(self.categories), len(ALPHAS))
@@ -93,7 +97,7 @@ class HOTAMetric(VideoMetric):
     def compute(self) -> dict[str, float]:
         """Scores of the videos so far; nan where no category occurs."""
         tp, truth, guess, joint, recall, precision = (getattr(self, name).cpu().numpy() for name in STATES)
-        present = truth + guess > 0
+        present = truth > 0 if self.of_truth else truth + guess > 0
         truth, guess, found = truth[:, None], guess[:, None], np.maximum(tp, 1)
         scores = {
             "DetA": tp / np.maximum(truth + guess - tp, 1),
@@ -129,7 +133,7 @@ def _counts(
     pairs, pair = np.unique(g * len(pred_class) + p, return_inverse=True)
     length = gt_length[pairs // len(pred_class)] + pred_length[pairs % len(pred_class)]
     agreed = np.bincount(pair, share, len(pairs))
-    match = _assigned(frame, g_at, p_at, (agreed / (length - agreed))[pair] * iou)
+    match = assigned(frame, g_at, p_at, (agreed / (length - agreed))[pair] * iou)
 
     hit = iou[match, None] >= ALPHAS - EPS
     met = np.zeros((len(pairs), len(ALPHAS)))
@@ -153,7 +157,7 @@ def _counts(
     }
 
 
-def _assigned(frame: Ints, g_at: Ints, p_at: Ints, score: NDArray[np.float64]) -> Ints:
+def assigned(frame: Ints, g_at: Ints, p_at: Ints, score: NDArray[np.float64]) -> Ints:
     """Rows (R',) of the overlaps (R,), in order of frames, that the best assignment of each frame takes."""
     taken = []
     starts = np.flatnonzero(np.diff(frame, prepend=-1, append=-1))

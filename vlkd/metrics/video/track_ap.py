@@ -1,7 +1,8 @@
-"""Average precision of tracks by the rules of YouTube-VIS and LV-VIS.
+"""Average precision of tracks by the rules of YouTube-VIS, LV-VIS and BURST.
 
 Source: Yang et al. 2019 (Video Instance Segmentation), ytvoseval.py; Wang et al. 2023 (LV-VIS), lvviseval.py
-(spec gkc.md section 11). Both are COCO's rules with the IoU of a pair summed over the frames of the video.
+(spec gkc.md section 11); Athar et al. 2023 (BURST), track_map.py @77442a3. All are COCO's rules with the IoU
+of a pair summed over the frames of the video.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from vlkd.errors import UserError
 from vlkd.metrics.video.shared import Ints, VideoMetric, split_groups
 
-Rule = Literal["lvvis", "ytvis"]
+Rule = Literal["lvvis", "ytvis", "burst"]
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST = (1, 10, 100)  # detections of one category in one video that count; the last for all precisions
@@ -61,11 +62,13 @@ class TrackAPMetric(VideoMetric):
     threshold; IoU is intersection over union, each summed over all frames, a missing mask being empty.
     Precision is made monotone and read at 101 recalls. Means are over the categories with ground truth. A
     crowd may be met by several detections: "ytvis" counts neither it nor them, "lvvis" all as any track.
+    "burst" has no limit of 100, leaves out detections of categories that a video neither shows nor lists in
+    "neg_category_ids", and does not count unmatched ones of its "not_exhaustive_category_ids".
     State: one row for each detection (112 bytes), as exact precision needs all scores; masks are not kept.
 
     Args:
         categories: [{"id": ..., "partition": ...}] as in the annotation file.
-        rule: "ytvis" or "lvvis".
+        rule: "ytvis", "lvvis" or "burst".
         base: ids of the base categories.
         novel: ids of the novel categories.
     """
@@ -82,8 +85,8 @@ class TrackAPMetric(VideoMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if rule not in ("ytvis", "lvvis"):
-            raise UserError(f"rule {rule!r}: expected 'ytvis' or 'lvvis'")
+        if rule not in ("ytvis", "lvvis", "burst"):
+            raise UserError(f"rule {rule!r}: expected 'ytvis', 'lvvis' or 'burst'")
         self.rule, self.index = rule, {c["id"]: i for i, c in enumerate(categories)}
         if base is None and novel is None and categories and all("partition" in c for c in categories):
             novel = [c["id"] for c in categories if c["partition"] in NOVEL_PARTITIONS]
@@ -115,6 +118,9 @@ class TrackAPMetric(VideoMetric):
         if not isinstance(video["id"], int):
             raise UserError(f"video {video['id']!r}: expected a whole number as id")
         gt_class = self._classes(video, truth, ("category_id", "segmentations"))
+        if self.rule == "burst":
+            known = {t["category_id"] for t in truth} | set(video.get("neg_category_ids") or ())
+            results = [result for result in results if result.get("category_id") in known]
         pred_class = self._classes(video, results, ("category_id", "segmentations", "score"))
         gt_masks = _Masks(video, truth, np.isin(gt_class, pred_class))
         pred_masks = _Masks(video, results, np.isin(pred_class, gt_class))
@@ -127,10 +133,17 @@ class TrackAPMetric(VideoMetric):
         self.truth += torch.from_numpy(np.bincount(gt_class[~ignored], minlength=len(self.index))).to(device)
         order = np.lexsort((-scores, pred_class))
         rank = np.arange(len(order)) - np.searchsorted(pred_class[order], pred_class[order])
-        order, rank = order[rank < MOST[-1]], rank[rank < MOST[-1]]
+        if self.rule != "burst":
+            order, rank = order[rank < MOST[-1]], rank[rank < MOST[-1]]
         iou = _tube_iou(pred_masks, gt_masks, pred_class, gt_class)[order]
+        outcome = _match(iou, crowd, ignored)
+        if self.rule == "burst":
+            partly = {self.index.get(id) for id in video.get("not_exhaustive_category_ids") or ()}
+            outcome[
+                np.isin(pred_class[order], [k for k in partly if k is not None])[:, None] & (outcome == 0)
+            ] = 2
         columns = (scores[order], pred_class[order], np.full(len(order), video["id"]), rank)
-        rows = np.column_stack([*columns, _match(iou, crowd, ignored)]).astype(np.float64)
+        rows = np.column_stack([*columns, outcome]).astype(np.float64)
         self.rows.append(torch.from_numpy(rows).to(device))
 
     def compute(self) -> dict[str, float]:
