@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from vlkd.data.predictions import PredictionWriter
+from vlkd.data.video import open_dataset
 from vlkd.engine.cli import main
 
 
@@ -57,3 +59,21 @@ def test_user_errors_are_one_line(capsys, lvvis):
     assert code == 2 and out == [] and err.startswith("error: unknown kind of video data set 'lvis' (nearest")
     code, _, err = run(capsys, "list", *lvvis, "--novel", "buss,")
     assert code == 2 and "novel class 'buss' is not a class" in err and err.count("\n") == 1
+
+
+def test_check_and_submit_predictions(capsys, lvvis, tmp_path):
+    dataset = open_dataset(*lvvis)
+    out, sent = tmp_path / "out", tmp_path / "sent.zip"
+    writer = PredictionWriter(out, {}, dataset, ["tracks"])
+    for record in dataset:
+        with writer.video(record) as sink:
+            sink.tracks([])
+    assert run(capsys, "check", *lvvis, "--predictions", out)[:2] == (0, ["nothing is wrong"])
+    code, lines, _ = run(capsys, "submit", *lvvis, "--predictions", out, "--out", sent)
+    assert code == 0 and lines == [f"written: 2 videos in {sent} (0.0 MiB)"] and sent.is_file()
+    marker = out / "videos/1000001.json"
+    marker.unlink()
+    expected = f"video 1000001: {marker}: not found, so its prediction is not finished; continue it"
+    assert run(capsys, "check", *lvvis, "--predictions", out)[:2] == (1, [expected])
+    code, lines, err = run(capsys, "submit", *lvvis, "--predictions", out, "--out", sent)
+    assert code == 2 and lines == [] and err == f"error: {expected}\n"

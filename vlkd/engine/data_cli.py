@@ -1,4 +1,4 @@
-"""`vlkd data list|check|world`: what a split of a video data set holds, and what is wrong with it."""
+"""`vlkd data list|check|world|submit`: what a video data set holds, what is wrong with it, what to send."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ def data(argv: Sequence[str]) -> int:
         )  # fmt: skip
         print(f"written: {arguments.videos} videos of {arguments.frames} frames below {root}")
         return 0
+    if arguments.command == "submit":
+        return _submit(arguments)
     chosen: dict[str, Any] = {"base": _names(arguments.base), "novel": _names(arguments.novel)}
     given = arguments.kind, arguments.root, arguments.split, arguments.subset
     if arguments.command == "check":
-        problems = check(*given, **chosen)
-        print("\n".join(problems) or "nothing is wrong")
-        return 1 if problems else 0
+        from vlkd.data.predictions import check_predictions
+
+        folder = arguments.predictions
+        return _report(
+            check_predictions(folder, open_dataset(*given, **chosen)) if folder else check(*given, **chosen)
+        )
     _list(open_dataset(*given, **chosen), arguments.videos)
     return 0
 
@@ -38,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("list", "how many videos, frames and classes a split holds, and which classes are novel"),
-        ("check", "read every frame and label once and list all that is wrong"),
+        ("check", "read every frame and label once (or predictions) and list all that is wrong"),
     ):
         add = _with_place(commands.add_parser(name, help=text)).add_argument
         add("--subset", metavar="NAME", help="ignore, delete, val_base, val_novel; BURST: common, uncommon")
@@ -46,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
             add(f"--{which}", metavar="NAMES", help='"cat, dog", a text file, or a named split')
         if name == "list":
             add("--videos", action="store_true", help="also a line for each video: its frames")
+        else:
+            add("--predictions", metavar="DIR", help="check these (docs/predictions.md), not the data")
+    add = _with_place(
+        commands.add_parser("submit", help="write predictions as the zip that the benchmark takes")
+    ).add_argument
+    add("--predictions", metavar="DIR", required=True, help="their folder (docs/predictions.md)")
+    add("--out", metavar="FILE.zip", required=True)
     add = _with_place(
         commands.add_parser("world", help="write the procedural world in a layout")
     ).add_argument
@@ -65,6 +77,21 @@ def _with_place(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _names(text: str | None) -> str | list[str] | None:
     """A list of names where there is a comma, else a file or named split as it is."""
     return [name.strip() for name in text.split(",") if name.strip()] if text and "," in text else text
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from vlkd.data.predictions import write_submission
+    from vlkd.data.video import open_dataset
+
+    dataset = open_dataset(arguments.kind, arguments.root, arguments.split)
+    path = write_submission(arguments.kind, arguments.predictions, dataset, arguments.out)
+    print(f"written: {len(dataset)} videos in {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+def _report(problems: list[str]) -> int:
+    print("\n".join(problems) or "nothing is wrong")
+    return 1 if problems else 0
 
 
 def _list(dataset: VideoDataset, videos: bool) -> None:

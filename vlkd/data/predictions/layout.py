@@ -1,0 +1,53 @@
+"""Where each part of a folder of video predictions lies, and how files get there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlkd.data.video import VideoRecord
+from vlkd.data.video.record import Form
+
+FORMAT = 1
+FORMS: tuple[Form, ...] = ("semantic", "panoptic", "tracks")
+HEADER = "predictions.json"
+DONE = "videos"  # the folder with a file for every video that is complete
+WHOLE: dict[Form, str] = {"panoptic": "pred.json", "tracks": "results.json"}  # one JSON of all videos
+LARGEST = (1 << 24) - 1  # segment id that three bytes hold
+
+
+def png_folder(root: Path, form: Form, video: str) -> Path:
+    """Folder of a video's PNGs, one a frame."""
+    return root / form / video
+
+
+def json_file(root: Path, part: str, video: str) -> Path:
+    """JSON file of a video below a form's folder, or below DONE."""
+    return root / part / f"{video}.json"
+
+
+def stems(record: VideoRecord) -> list[str]:
+    """Names (T,) of a video's frames without suffix."""
+    return [path.stem for path in record.frame_files]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which becomes `path` when the block ends well and else vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content), encoding="utf-8")
