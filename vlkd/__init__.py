@@ -15,7 +15,8 @@ def load(path_or_name: str) -> Any:
     """The model of a bundle file or zoo name, by its kind.
 
     segmentor: Predictor; classifier: ClassPredictor; open_classifier: OpenClassPredictor; clip: CLIPTower;
-    prompts: PromptedTower, with the CLIP model that they belong to; language, video_text: LanguageModel.
+    prompts: PromptedTower, with the CLIP model that they belong to; language, video_text: LanguageModel;
+    finetuned: TaskModel.
 
     Raises UserError when the file or name is unknown, damaged, or of a kind that cannot be used by itself.
     """
@@ -50,7 +51,11 @@ def load(path_or_name: str) -> Any:
         from vlkd.models.language import load_language_model
 
         return load_language_model(path)
-    known = "'segmentor', 'classifier', 'open_classifier', 'clip', 'prompts', 'language' or 'video_text'"
+    if kind == "finetuned":
+        from vlkd.models.language_task import load_task_model
+
+        return load_task_model(path)
+    known = "segmentor, classifier, open_classifier, clip, prompts, language, video_text or finetuned"
     raise UserError(f"{path}: bundle of kind {kind!r}, expected {known}; update vlkd to use it")
 
 

@@ -33,8 +33,16 @@ _HOME = {
     "WorldWebData": "images.web",
     "VideoTextData": "video_text.videos",
     "TextBlocksData": "video_text.texts",
+    "VideoClipData": "video.clip_module",
+    "WorldVideoClipData": "video.world_clips",
     "LexiconVideoData": "lexicon.module",
     "LexiconData": "lexicon.module",
+    "LexiconChoicesData": "downstream.lexicon",
+    "GlueData": "downstream.glue",
+    "SquadData": "downstream.squad",
+    "SwagData": "downstream.choices",
+    "PiqaData": "downstream.choices",
+    "TracieData": "downstream.tracie",
 }
 
 __all__ = list(_HOME)

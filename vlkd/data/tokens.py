@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,6 +18,7 @@ class TokenLoaders(L.LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.train_set: Dataset | None = None
         self.val_set: Dataset | None = None
+        self.collate_fn: Callable | None = None  # how items become a batch; None: they are stacked
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled by (seed, epoch); continues in the middle of an epoch after a resume."""
@@ -28,6 +31,7 @@ class TokenLoaders(L.LightningDataModule):
             trainer=self.trainer,
             drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
         )
 
     def val_dataloader(self) -> DataLoader | list:
@@ -35,7 +39,13 @@ class TokenLoaders(L.LightningDataModule):
         if self.val_set is None:
             return []
         sampler = EvalSampler(self.val_set, *self._place())  # type: ignore[arg-type]
-        return DataLoader(self.val_set, self.batch_size, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(
+            self.val_set,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+        )
 
     def _place(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)

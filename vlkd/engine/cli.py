@@ -1,4 +1,4 @@
-"""The console script `vlkd train|test|infer|report|zoo|data|features`; tools/ calls the same functions."""
+"""The console script `vlkd train|test|infer|...` (see USAGE); tools/ calls the same functions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ USAGE = """usage: vlkd COMMAND ...
   infer     segment images and videos with your own words, or classify them
   report    make a table and a picture of finished runs
   zoo       list, show, download and verify the ready-made models
-  data      list and check video data sets, write the world as one
+  data      list and check video data sets and predictions, write submissions, or the world as a set
   features  write feature files of videos
+  probe     ask what a student of the lexicon knows, and its teacher
 
 vlkd COMMAND --help tells more; vlkd --version shows the version.
 """
@@ -75,4 +76,10 @@ def _run(command: str, words: list[str]) -> int:
         from vlkd.infer.features_cli import main as features
 
         return features(words)
-    raise UserError(f"{command}: unknown command; expected train, test, infer, report, zoo, data or features")
+    if command == "probe":
+        from vlkd.engine.probe_cli import probe
+
+        return probe(words)
+    raise UserError(
+        f"{command}: unknown command; expected train, test, infer, report, zoo, data, features or probe"
+    )

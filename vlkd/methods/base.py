@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from vlkd.errors import UserError, plain_errors
 
 Module = TypeVar("Module", bound=nn.Module)
-Schedule = Literal["cosine", "poly", "step", "constant"]
+Schedule = Literal["cosine", "poly", "linear", "step", "constant"]
 Optimizer = Literal["adamw", "sgd"]
 
 
@@ -30,8 +30,8 @@ class Distiller(LightningModule):
         of everything, as the recipes of each have it.
         warmup_steps: optimiser steps of linear warm-up.
         backbone_lr_scale: factor of `lr` for what `parameter_groups` calls "backbone".
-        schedule: course of the learning rate after the warm-up: down to zero (cosine, poly), a tenth after
-        each milestone (step), or constant.
+        schedule: course of the learning rate after the warm-up: down to zero (cosine, poly, linear), a tenth
+        after each milestone (step), or constant.
         optimizer: adamw, or sgd with momentum 0.9.
         nesterov: Nesterov's form of the momentum.
         milestones: of the schedule "step", as fractions of the run.
@@ -286,7 +286,9 @@ def learning_rate_factor(
     if schedule == "step":
         return float(0.1 ** sum(step >= milestone * steps for milestone in milestones))
     progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
-    return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else float((1 - progress) ** 0.9)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return float((1 - progress) ** (1.0 if schedule == "linear" else 0.9))
 
 
 def recorded(card: Mapping[str, Any]) -> dict[str, Any]:

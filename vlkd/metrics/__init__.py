@@ -1,4 +1,4 @@
-"""How good: semantic, panoptic, video, classification, retrieval scores; fractions in [0, 1] unless said."""
+"""How good: scores of segmentation, video, classes, retrieval, language; fractions in [0, 1] unless said."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ _HOME = {
     "linear_probe": "probes",
     "zero_shot_probe": "probes",
     "token_ranks": "probes",
+    "label_accuracy": "language",
+    "f1": "language",
+    "matthews": "language",
+    "pearson": "language",
+    "spearman": "language",
+    "normalised_answer": "language",
+    "squad_scores": "language",
     "video_consistency": "video.consistency",
     "correct_consistency": "video.consistency",
     "ConsistencyMetric": "video.consistency",

@@ -74,6 +74,23 @@ def test_long_windows_are_thinned_out(made):
     assert item["video"][:, 0].tolist() == [0, 4, 9, 14, 19] and item["video_mask"].all()
 
 
+@pytest.mark.parametrize("windows", ["random", "fixed", "first"])
+def test_a_window_of_one_segment(made, windows):
+    data = made(windows=windows, words=1, held_out=2)
+    assert len(data.train_set) == {"random": 4, "fixed": 40, "first": 4}[windows]
+    items = [data.train_set[epoch, k] for epoch in range(4) for k in range(4)]
+    items += [data.val_set[k, False] for k in range(len(data.val_set))]
+    for item in items:
+        # [CLS], the two words of a segment, [SEP], and the two seconds in which they are said.
+        assert item["attention_mask"].sum() == 4 and item["video_mask"].sum() == 2
+        assert data.tokenizer.decode(item["input_ids"][1:2]) == WORDS[int(item["video"][0, 0])]
+    starts = {int(item["video"][0, 0]) for item in items[:16]}
+    assert len(starts) > 4 if windows == "random" else starts <= {0, 2, 4, 6}
+    assert data.val_fingerprint() != made(windows=windows, held_out=2).val_fingerprint()
+    with pytest.raises(UserError, match=r"data\.words=0"):
+        made(words=0)
+
+
 def test_resumed_loaders_give_the_same_batches(made):
     data = made()
     loader = data.train_dataloader()

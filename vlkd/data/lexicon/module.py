@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from vlkd.data.lexicon.audit import audit
 from vlkd.data.lexicon.clips import Film, caption, film_all, plan, read_mp4, videos
 from vlkd.data.lexicon.features import WIDTH, load_features
-from vlkd.data.lexicon.probing import probe_scores, shows
+from vlkd.data.lexicon.probing import clip_scores, probe_scores, shows
 from vlkd.data.lexicon.words import Choice, Lexicon
 from vlkd.data.tokens import TokenLoaders
 from vlkd.errors import UserError
@@ -201,6 +201,10 @@ class LexiconVideoData(LexiconModule):
                 start = int(np.flatnonzero(clips == number)[0]) * length
                 return read_mp4(path, len(clips) * length)[start : start + length]
         raise UserError(f"clip {number}: expected 0 to {len(self.plan.noun) - 1}")
+
+    def clip_scores(self, likeness: Encode) -> dict[str, float]:
+        """P5 on the bank; `likeness(ids (B,L), mask (B,L))` says how like each clip a token is (B,L,M)."""
+        return clip_scores(self.lexicon, self.tokenizer, likeness, self.clip_bank()[3])
 
     def token_clips(self, word: str) -> frozenset[int]:
         """Clips of the bank that show what a word names, as the places in it; none for other words."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd.data.lexicon.words import ATTRIBUTE, ATTRIBUTES, NOUN, SENTENCES, Lexicon
-from vlkd.metrics.probes import linear_probe, zero_shot_probe
+from vlkd.metrics.probes import linear_probe, token_ranks, zero_shot_probe
 
 _CHUNK = 256  # sentences encoded at once
 _CONTEXTS = 16  # combinations of the other two attributes that an attribute word is read with
@@ -55,6 +55,47 @@ def word_states(
         states = encode(found["input_ids"], found["attention_mask"]).cpu()
         parts.append(states[torch.arange(len(place)), place])
     return torch.cat(parts)
+
+
+def clip_scores(
+    lexicon: Lexicon, tokenizer: Any, likeness: Callable[[Tensor, Tensor], Tensor], labels: NDArray[np.int64]
+) -> dict[str, float]:
+    """{"P5_noun_R@1", "P5_noun_median_rank", "P5_attribute_R@1", ...}: tokens against clips of labels (M,3).
+
+    Each noun is read in each wording that names it, each attribute word in 16 sentences; every such token
+    searches for itself. `likeness(ids (B,L), mask (B,L))` gives (B,L,M), how much a token is like a clip. The
+    rank is that of the best right clip, from 1; a noun without a clip is not asked.
+    """
+    attributes = [(name, word) for name, words in ATTRIBUTES.items() for word in words]
+    asked = {
+        "noun": [(form.format(noun=name), name) for name in lexicon.names for form in SENTENCES[NOUN]],
+        "attribute": [(text, word) for name, word in attributes for text in _attribute_texts(name, word)],
+    }
+    found: dict[str, float] = {}
+    for kind, pairs in asked.items():
+        own = torch.from_numpy(np.stack([shows(lexicon, word, labels) for _, word in pairs]))
+        there = own.any(1)
+        tables = word_states(tokenizer, likeness, pairs)[there]
+        # Rows of the table as vectors and clips as axes: the order by cosine is the order of the table.
+        ranks = 1 + token_ranks(tables, torch.eye(len(labels)), own[there])
+        found[f"P5_{kind}_R@1"] = float((ranks == 1).double().mean())
+        found[f"P5_{kind}_median_rank"] = float(ranks.double().quantile(0.5))
+    return found
+
+
+def chance(lexicon: Lexicon, labels: NDArray[np.int64] | None = None) -> dict[str, float]:
+    """What states without information score on average, named as the scores; P5 where clips are given."""
+    values = len(next(iter(ATTRIBUTES.values())))
+    found = {f"{p}{name}": 1 / values for p in ("P1", "P2") for name in (*(f"_{a}" for a in ATTRIBUTES), "")}
+    if labels is None:
+        return found
+    first = next(word for word in lexicon.names if shows(lexicon, word, labels).any())
+    for kind, word in (("noun", first), ("attribute", ATTRIBUTES["colour"][0])):
+        right, clips = int(shows(lexicon, word, labels).sum()), len(labels)
+        missed = np.cumprod([(clips - right - k) / (clips - k) for k in range(clips - right)] + [0.0])
+        found[f"P5_{kind}_R@1"] = right / clips
+        found[f"P5_{kind}_median_rank"] = 1.0 + int(np.flatnonzero(missed <= 0.5)[0])
+    return found
 
 
 def shows(lexicon: Lexicon, word: str, labels: NDArray[np.int64]) -> NDArray[np.bool_]:

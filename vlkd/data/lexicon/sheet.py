@@ -20,7 +20,7 @@ _STYLE = """body{font:15px/1.4 system-ui,sans-serif;margin:2em;color:#222}
 .row{display:flex;flex-wrap:wrap;gap:14px;margin:0 0 28px}.token{text-align:center}
 .token b{display:block;min-height:1.4em}.clip{margin:0 0 4px}
 .clip img{display:block;height:64px;border:3px solid #ccc}.right img{border-color:#2a8a3a}
-small{color:#777}"""
+small,.row i{color:#777}.row i{width:5em}"""
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,20 @@ def write_sheet(
     sentences: Sequence[Sequence[Found]],
     frames: Callable[[int], NDArray[np.uint8]],
     shown: int = 3,
+    names: Sequence[str] = (),
 ) -> Path:
     """Write the page, whole or not at all; it needs no other file.
 
-    A row for each sentence; under each token `shown` frames of each of its clips side by side, framed green
-    where the clip is right. `frames(clip)` gives (T,H,W,3). Raises UserError where there is nothing to show.
+    A row for each sentence, after its name where `names` has one for each; under each token `shown` frames of
+    each of its clips side by side, framed green where the clip is right. `frames(clip)` gives (T,H,W,3).
+    Raises UserError where there is nothing to show.
     """
     if not any(sentences) or shown < 1:
         raise UserError(f"{path}: nothing to show: expected sentences with tokens and 1 frame or more")
     strips: dict[int, str] = {}
     rows = []
-    for tokens in sentences:
-        cells = []
+    for tokens, name in zip(sentences, names or [""] * len(sentences), strict=True):
+        cells = [f"<i>{html.escape(name)}</i>"] if name else []
         for found in tokens:
             for clip in found.clips:
                 if clip not in strips:

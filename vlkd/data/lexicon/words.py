@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkd.errors import UserError
+from vlkd.text.names import nearest_hint
 from vlkd.text.word_ids import build_tokenizer
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -89,6 +91,10 @@ class Lexicon:
         known = {"noun": self.names[noun]} if family == NOUN else self.values(noun)
         return SENTENCES[family][wording].format(**known)
 
+    def examples(self) -> list[str]:
+        """Five sentences of both families."""
+        return [self.sentence(*said) for said in ((0, 0, 1), (1, 0, 4), (0, 1, 0), (1, 1, 1), (2, 1, 3))]
+
     def corpus(self, sentences: int, part: int = 0) -> list[str]:
         """Text alone: sentences of both families, of objects drawn independently; `part` acts as a seed."""
         rng = self.rng("corpus", part)
@@ -125,6 +131,23 @@ class Lexicon:
                     form = CHOICES[attribute]
                     first, second = (form.format(noun=self.names[noun], value=words[k]) for k in order)
                     yield Choice((first, second), label, noun, attribute)
+
+
+def read_sentences(path: str | Path, lexicon: Lexicon) -> list[str]:
+    """The lines of a text file. Raises UserError for a word that the lexicon does not have, and for none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: cannot be read as text ({problem})") from None
+    known = lexicon.vocabulary()
+    for number, line in enumerate(lines, 1):
+        if strange := [word for word in line.split() if word not in known]:
+            raise UserError(
+                f"{path}:{number}: {strange[0]!r} is no word of this lexicon{nearest_hint(strange[0], known)}"
+            )
+    if not any(line.strip() for line in lines):
+        raise UserError(f"{path}: holds no sentence; write one on each line")
+    return [line for line in lines if line.strip()]
 
 
 def _invent(rng: np.random.Generator, count: int) -> list[str]:

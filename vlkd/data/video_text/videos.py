@@ -27,10 +27,16 @@ class VideoTexts(Dataset):
     """
 
     def __init__(
-        self, captions: Sequence[Captions], features: FeatureFiles, tokenizer: Any, length: int, frames: int
+        self,
+        captions: Sequence[Captions],
+        features: FeatureFiles,
+        tokenizer: Any,
+        length: int,
+        frames: int,
+        words: int,
     ) -> None:
         self.captions, self.features, self.tokenizer = captions, features, tokenizer
-        self.length, self.frames = length, frames
+        self.length, self.frames, self.words = length, frames, words
         self.spoken = [within(c, features.rows[c.video] / features.rate) for c in captions]
         self.items: list[tuple[int, Window]] = []
 
@@ -39,11 +45,6 @@ class VideoTexts(Dataset):
         for number, (captions, spoken) in enumerate(zip(self.captions, self.spoken, strict=True)):
             found = fixed_windows(captions, self.words)[: None if windows == "fixed" else 1]
             self.items += [(number, window) for window in found if window.first < spoken]
-
-    @property
-    def words(self) -> int:
-        """Words that a window gathers."""
-        return self.length - 2
 
     def __len__(self) -> int:
         return len(self.items)
@@ -102,7 +103,8 @@ class VideoTextData(TokenData):
         widths: numbers in a row of each kind; null for what most files have.
         windows: random: from a random caption of the video on, another in each epoch; fixed: one after the
         other through the whole video; first: the first alone. Validation has the first one unless fixed.
-        length: token ids of a text, special ones included; a window gathers length - 2 words.
+        length: token ids of a text, special ones included.
+        words: a window gathers segments until it has so many words; null for length - 2, 1 for one segment.
         frames: rows of features at most; longer windows are thinned out evenly.
         batch_size: windows per step and process.
         num_workers: loader processes.
@@ -124,6 +126,7 @@ class VideoTextData(TokenData):
         widths: list[int] | None = None,
         windows: Windows = "random",
         length: int = 126,
+        words: int | None = None,
         frames: int = 384,
         batch_size: int = 64,
         num_workers: int = 2,
@@ -137,12 +140,15 @@ class VideoTextData(TokenData):
             raise UserError(
                 "data.frames must be at least 1, held_out at least 0, and 0 where val_ids is given"
             )
+        if words is not None and words < 1:
+            raise UserError(f"data.words={words}: expected at least 1, or null for length - 2")
         self.captions = captions
         self.features = [features] if isinstance(features, str) else features
         self.ids: dict[Split, str | None] = {"train": train_ids, "val": val_ids}
         self.held_out, self.split_seed = held_out, split_seed
         self.rates, self.widths = rates, widths
         self.windows, self.frames = windows, frames
+        self.words = length - 2 if words is None else words
         self.problems: list[str] = []
         self.files: FeatureFiles | None = None
 
@@ -156,7 +162,7 @@ class VideoTextData(TokenData):
         self.problems += files.problems
         self.video_width = files.width
         chosen = self._split([id for id in found if id in files.rows])
-        options = (files, self.tokenizer, self.length, self.frames)
+        options = (files, self.tokenizer, self.length, self.frames, self.words)
         train = TrainVideoTexts([found[id] for id in chosen["train"]], *options)
         train.seed = self.seed if self.windows == "random" else None
         train.lay(self.windows)
@@ -220,5 +226,5 @@ class VideoTextData(TokenData):
         if not isinstance(self.val_set, VideoTexts) or self.files is None:
             return cache_key(items=[])[:16]
         texts = [(c.video, c.start, c.end, c.text, self.files.rows[c.video]) for c in self.val_set.captions]
-        sizes = (self.length, self.frames, self.files.widths, self.windows == "fixed")
+        sizes = (self.length, self.words, self.frames, self.files.widths, self.windows == "fixed")
         return cache_key(texts=texts, sizes=sizes, tokenizer=tokenizer_text(self.tokenizer))[:16]

@@ -17,6 +17,7 @@ from vlkd.methods.base import Distiller, Schedule, recorded
 from vlkd.methods.vidlankd.base import Compat, LanguageDistiller, check_language
 from vlkd.methods.vidlankd.heads import HeadKind, build_heads, load_heads
 from vlkd.methods.vidlankd.options import OF_STATES, check_objectives, with_defaults
+from vlkd.methods.vidlankd.probed import Probed
 from vlkd.methods.vidlankd.teacher import language_bundle, language_row
 from vlkd.models.language import LanguageModel, language_model_of, save_language_model
 
@@ -74,7 +75,8 @@ class VidLanKD(LanguageDistiller):
             return
         if teacher is None:
             raise UserError(
-                "model.teacher: missing; give the bundle of stage 1, or weights: {mlm: 1.0} for text alone"
+                "model.teacher: missing; give the run folder or bundle of stage 1 (--model.teacher=RUN), or "
+                "weights: {mlm: 1.0} for text alone"
             )
         self.teacher_card, model = load_teacher(teacher)
         self.hold("teacher", model)
@@ -236,6 +238,11 @@ class VidLanKD(LanguageDistiller):
         method = cls(language=language_model_of(card, tensors, str(path)), weights={"mlm": 1.0})
         method.recorded_protocol = card.get("protocol")
         return method
+
+    @classmethod
+    def probed(cls, path: Path) -> Probed:
+        """A bundle of either stage, as probes ask it."""
+        return Probed(path)
 
 
 def chosen_weights(weights: Mapping[str, float] | None, compat: Compat) -> dict[str, float]:

@@ -45,15 +45,19 @@ def retrieval_scores(pairs: Pairs) -> dict[str, float]:
     return found
 
 
+def best_cosines(tokens: Tensor, video: Tensor, frames: Tensor) -> Tensor:
+    """Unit tokens (N,D) with unit videos (M,T,D), valid frames (M,T): the most like frame's cosine (N,M)."""
+    cosines = (tokens @ video.flatten(0, 1).T).unflatten(1, frames.shape)
+    return cosines.masked_fill(~frames, float("-inf")).amax(2)
+
+
 def _blocks(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor]]:
     """For some texts at a time: scores (n,N), and how many of their tokens rank their own video first."""
     count, length = pairs.mask.shape
     size = max(1, _ELEMENTS // (length * pairs.frames.numel()))
-    videos, frames = pairs.video.flatten(0, 1), pairs.frames
     for first in range(0, count, size):
         text, mask = pairs.text[first : first + size], pairs.mask[first : first + size]
-        cosines = (text.flatten(0, 1) @ videos.T).unflatten(1, frames.shape)
-        best = cosines.masked_fill(~frames, float("-inf")).amax(2).unflatten(0, text.shape[:2])
+        best = best_cosines(text.flatten(0, 1), pairs.video, pairs.frames).unflatten(0, text.shape[:2])
         own = torch.arange(first, first + len(text), device=best.device)
         ranks = _ranks(best.flatten(0, 1), own.repeat_interleave(length))
         weight = mask.to(best.dtype)

@@ -124,16 +124,18 @@ class VideoTextTeacher(LanguageDistiller):
 
     def pairs(self, states: Tensor, batch: Mapping[str, Tensor]) -> Pairs:
         """Unit tokens (B,L,D) of the states and unit vectors of the videos (B,T,D), T = 1 where pooled."""
+        vectors, frames = self.videos(batch["video"], batch["video_mask"])
+        return Pairs(F.normalize(full(states), dim=2), batch["attention_mask"].bool(), vectors, frames)
+
+    def videos(self, video: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B,T,C), mask (B,T) -> unit vectors (B,T,D) and which count (B,T), T = 1 where pooled."""
         assert self.video is not None
-        video, mask = batch["video"], batch["attention_mask"].bool()
-        valid = video[:, :, -1] != 0 if self.compat == "repo" else batch["video_mask"].bool()
+        valid = video[:, :, -1] != 0 if self.compat == "repo" else video_mask.bool()
         vectors = self.video(video, valid)
-        frames = valid
-        if vectors.ndim == 2:
-            vectors, frames = vectors[:, None], valid.any(1, keepdim=True)
-            if self.compat == "repo":
-                frames = torch.ones_like(frames)
-        return Pairs(F.normalize(full(states), dim=2), mask, vectors, frames)
+        if vectors.ndim == 3:
+            return vectors, valid
+        frames = valid.any(1, keepdim=True)
+        return vectors[:, None], torch.ones_like(frames) if self.compat == "repo" else frames
 
     def contrast_loss(self, text: Tensor, mask: Tensor, video: Tensor, frames: Tensor) -> Tensor:
         """Tokens (B,L,D) against videos (B,T,D); a video without a valid frame takes no part."""
