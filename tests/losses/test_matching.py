@@ -5,7 +5,7 @@ import torch
 
 from vlkd.errors import UserError
 from vlkd.losses.mask import dice, mask_bce, random_points, sample_points
-from vlkd.losses.matching import mask_cost, match, match_batch
+from vlkd.losses.matching import mask_cost, match, match_batch, match_clip
 
 
 def _case(queries=5, segments=3, classes=4, seed=0):
@@ -86,3 +86,26 @@ def test_batch_equals_single_images_and_is_repeatable():
         assert all(
             torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(alone, first, second, strict=True)
         )
+
+
+def test_a_clip_is_matched_once_over_its_tube():
+    cases = [_case(seed=seed) for seed in (0, 1)]
+    class_logits, mask_logits = (torch.stack([case[k] for case in cases]) for k in (0, 1))
+    labels, masks = cases[0][2], torch.stack([case[3] for case in cases])
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    masks[0, 2] = False
+    generator = torch.Generator().manual_seed(3)
+    rows, columns = match_clip(
+        class_logits, mask_logits, labels, masks, present, points=200, generator=generator
+    )
+    coords = random_points(2, 200, torch.device("cpu"), torch.Generator().manual_seed(3))
+    values, truth = (sample_points(x.float(), coords) for x in (mask_logits, masks))
+    probability = class_logits.softmax(-1)
+
+    def cost(q: int, m: int) -> float:
+        pair = values[:, q].flatten()[None], truth[:, m].flatten()[None]
+        seen = [float(probability[t, q, labels[m]]) for t in (0, 1) if present[t, m]]
+        return -2 * sum(seen) / len(seen) + 5 * float(mask_bce(*pair, 1)) + 5 * float(dice(*pair, 1))
+
+    best = min(permutations(range(5), 3), key=lambda order: sum(cost(q, m) for m, q in enumerate(order)))
+    assert dict(zip(columns.tolist(), rows.tolist(), strict=True)) == dict(enumerate(best))

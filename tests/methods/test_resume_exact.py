@@ -39,6 +39,21 @@ data:
   class_path: vlkd.data.WorldSegmentationData
   init_args: {train_scenes: 8, val_scenes: 2, size: [64, 64], batch_size: 4, scale: [0.8, 1.2]}
 """
+VIDEO_GKC = """
+model:
+  class_path: vlkd.methods.gkc.VideoGKC
+  init_args:
+    teacher: vlkd-clip-m
+    student:
+      class_path: vlkd.models.segmentor.Segmentor
+      init_args:
+        {backbone: "timm:test_resnet", queries: 6, layers: 1, channels: 32, text_width: 128, memory: true}
+    criterion: {points: 64}
+    warmup_steps: 2
+data:
+  class_path: vlkd.data.WorldVideoClipData
+  init_args: {train_videos: 6, val_videos: 1, train_frames: 4, size: [64, 64], batch_size: 2, stride: [1, 2]}
+"""
 CLASSIFIER = """
 model:
   class_path: vlkd.methods.{path}
@@ -73,6 +88,7 @@ TRAINER = "trainer: {max_epochs: 2, accelerator: cpu, enable_model_summary: fals
         pytest.param(CLIP, 6, id="clip, after a validation"),
         pytest.param(CLIPKD, 6, id="clipkd, after a validation"),
         pytest.param(GKC, 3, id="gkc, after a validation"),
+        pytest.param(VIDEO_GKC, 4, id="gkc of videos, in the second epoch"),
         pytest.param(KD, 4, id="kd with a memory, in the first epoch"),
         pytest.param(ND, 6, id="nd, after a validation"),
         pytest.param(TRG, 8, id="trg, in the second epoch"),

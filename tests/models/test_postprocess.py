@@ -3,7 +3,14 @@ import torch
 import torch.nn.functional as F
 
 from vlkd.errors import UserError
-from vlkd.models.postprocess import panoptic_segments, semantic_labels, semantic_map
+from vlkd.models.postprocess import (
+    binary_masks,
+    class_probabilities,
+    label_probabilities,
+    panoptic_segments,
+    semantic_labels,
+    semantic_map,
+)
 
 
 def blobs(queries: int, classes: int, height: int, width: int, seed: int = 0):
@@ -99,6 +106,38 @@ def test_panoptic_matches_the_rule_by_hand():
     assert [(s.category, s.isthing, s.area) for s in info] == [(0, True, 32), (1, False, 32)]
     assert (segments[:, :4] == info[0].id).all() and (segments[:, 4:] == info[1].id).all()
     assert all(0.9 < s.score <= 1 for s in info)
+
+
+def test_a_segment_knows_its_row():
+    mask_logits = torch.full((5, 8, 8), -9.0)
+    mask_logits[0] = 9  # no-object
+    mask_logits[2, :4] = mask_logits[4, 4:, :4] = mask_logits[3, 4:, 4:] = 9
+    class_logits = 9 * torch.eye(3)[[2, 2, 1, 0, 1]]
+    _, info = panoptic_segments(class_logits, mask_logits, (8, 8), [True, False])
+    assert {s.query: (s.category, s.area) for s in info} == {2: (1, 48), 3: (0, 16)}
+
+
+def test_labels_of_probabilities_at_mask_resolution():
+    generator = torch.Generator().manual_seed(0)
+    maps = (4 * torch.randn(9, 12, 16, generator=generator)).softmax(0)
+    large = F.interpolate(maps[None], (45, 70), mode="bilinear", align_corners=False)[0]
+    for form, agree in (("full", 1.0), ("strips", 0.999)):
+        found = label_probabilities(maps, (45, 70), form, scores=True, tile=16)
+        assert (found.labels == large.argmax(0)).float().mean() >= agree
+        assert torch.allclose(found.scores, large.gather(0, found.labels[None])[0], atol=1e-5)
+
+
+def test_class_probabilities_are_those_of_the_full_form():
+    class_logits, mask_logits = blobs(12, 9, 40, 48)
+    size = (mask_logits.shape[1], mask_logits.shape[2])
+    exact = semantic_map(class_logits, mask_logits, size, "full", probabilities=True).probabilities
+    assert torch.allclose(class_probabilities(class_logits, mask_logits), exact, atol=1e-5)
+
+
+def test_binary_masks_are_turned_round():
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    masks = F.interpolate(logits[None], (20, 30), mode="bilinear", align_corners=False)[0].sigmoid() > 0.5
+    assert torch.equal(binary_masks(logits, (20, 30)).transpose(1, 2), masks)
 
 
 def test_panoptic_of_unsure_queries_is_void():

@@ -33,7 +33,13 @@ class TrainTransform:
 
     def __call__(self, sample: SegmentationSample, rng: np.random.Generator) -> SegmentationSample:
         """The augmented sample; `rng` is the only source of chance."""
-        height, width = sample.segments.shape
+        return self.clip([sample], rng)[0]
+
+    def clip(
+        self, samples: Sequence[SegmentationSample], rng: np.random.Generator
+    ) -> list[SegmentationSample]:
+        """Frames of one clip, all of one size, with one augmentation for all of them."""
+        height, width = samples[0].segments.shape
         factor = float(np.exp(rng.uniform(*np.log(self.scale)))) * min(self.crop_size) / min(height, width)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
         out = (min(size[0], self.crop_size[0]), min(size[1], self.crop_size[1]))
@@ -41,16 +47,19 @@ class TrainTransform:
             top, left = (int(rng.integers(0, s - o + 1)) for s, o in zip(size, out, strict=True))
             rows = ((np.arange(top, top + out[0]) + 0.5) * height / size[0]).astype(np.intp)
             columns = ((np.arange(left, left + out[1]) + 0.5) * width / size[1]).astype(np.intp)
-            segments = sample.segments[rows[:, None], columns]
-            if segments.any():
+            cut = [sample.segments[rows[:, None], columns] for sample in samples]
+            if any(segments.any() for segments in cut):
                 break
         box: tuple[float, ...] = (left * width / size[1], top * height / size[0])
         box += (min(width, (left + out[1]) * width / size[1]), min(height, (top + out[0]) * height / size[0]))
-        image = _resized(sample.image, out, box)
+        images = [_resized(sample.image, out, box) for sample in samples]
         if rng.random() < self.flip:
-            image, segments = image[:, ::-1], segments[:, ::-1]
-        image = _jittered(image, self.colour_jitter, rng)
-        return drop_vanished(replace(sample, image=image, segments=np.ascontiguousarray(segments)))
+            images, cut = [image[:, ::-1] for image in images], [segments[:, ::-1] for segments in cut]
+        images = _jittered(images, self.colour_jitter, rng)
+        return [
+            drop_vanished(replace(sample, image=image, segments=np.ascontiguousarray(segments)))
+            for sample, image, segments in zip(samples, images, cut, strict=True)
+        ]
 
 
 def resize_short_side(sample: SegmentationSample, short_side: int | None) -> SegmentationSample:
@@ -120,11 +129,19 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int], box: tuple[float, 
     return np.array(resized)
 
 
-def _jittered(image: NDArray[np.uint8], strength: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Brightness, contrast and saturation, each times a factor in 1 -+ strength."""
+def _jittered(
+    images: list[NDArray[np.uint8]], strength: float, rng: np.random.Generator
+) -> list[NDArray[np.uint8]]:
+    """Brightness, contrast and saturation, each times a factor in 1 -+ strength, one for all images."""
     if strength == 0:
-        return image
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
+        return images
+    factors = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
+    return [_recoloured(image, *factors) for image in images]
+
+
+def _recoloured(
+    image: NDArray[np.uint8], brightness: np.float32, contrast: np.float32, saturation: np.float32
+) -> NDArray[np.uint8]:
     pixels = image.astype(np.float32) * brightness
     pixels = (pixels - (mean := pixels.mean())) * contrast + mean
     grey = (pixels @ LUMA)[..., None]

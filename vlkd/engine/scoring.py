@@ -1,4 +1,7 @@
-"""`vlkd test`: scores a bundle, or the checkpoint of a run, on the validation data of its config."""
+"""`vlkd test`: scores a bundle, or the checkpoint of a run, on the validation data of its config.
+
+A config with the section `benchmark` is a video benchmark: vlkd.engine.video_benchmark.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,17 @@ if TYPE_CHECKING:
     from vlkd.engine.experiment import Experiment
     from vlkd.methods.base import Distiller
 
+CONFIG_SUFFIXES = (".yaml", ".yml")
+
 
 def test(argv: Sequence[str]) -> int:
     """Prints the scores with their protocol and writes record.json."""
     arguments, overrides = _parser().parse_known_args(argv)
-    is_config = Path(arguments.target).suffix in (".yaml", ".yml")
+    if _is_benchmark(arguments):
+        from vlkd.engine.video_benchmark.run import run_benchmark
+
+        return run_benchmark(arguments, overrides)
+    is_config = Path(arguments.target).suffix in CONFIG_SUFFIXES
     if is_config and not arguments.ckpt:
         raise UserError(
             f"{arguments.target}: a config has no weights; add --ckpt with a run folder or a bundle"
@@ -53,15 +62,41 @@ def _parser() -> argparse.ArgumentParser:
         prog="vlkd test",
         allow_abbrev=False,
         usage="%(prog)s BUNDLE|NAME [--out DIR] [--key=value ...]\n       "
-        "%(prog)s CONFIG --ckpt RUN|BUNDLE [--out DIR] [--key=value ...]",
-        description="Scores a student on the validation data of its config, or on --data.KEY=value.",
+        "%(prog)s CONFIG --ckpt RUN|BUNDLE [--out DIR] [--key=value ...]\n       "
+        "%(prog)s BENCHMARK (--model BUNDLE|NAME | --predictions DIR) [--check] [--key=value ...]",
+        description="Scores a student on the validation data of its config, or on --data.KEY=value; or on a "
+        "video benchmark (configs/ovvs, docs/video-benchmark.md).",
     )
     parser.add_argument("target", metavar="CONFIG|BUNDLE", help="config, bundle file or zoo name")
     parser.add_argument("--ckpt", metavar="RUN", help="run folder or bundle whose weights are scored")
     parser.add_argument(
-        "--out", metavar="DIR", help="folder for record.json (default: runs/test/<name>/<time>)"
+        "--out",
+        metavar="DIR",
+        help="folder for record.json (default: runs/test/<name>/<time>), or for a benchmark's report and "
+        "predictions (default: runs/ovvs/<config>/<model>)",
     )
+    only = parser.add_argument_group("benchmarks only").add_argument
+    only("--model", metavar="BUNDLE|NAME", help="predict with this segmentor, then score")
+    only("--predictions", metavar="DIR", help="score predictions that are there (docs/predictions.md)")
+    only("--check", action="store_true", help="list what is wrong with data, predictions or model, and end")
+    only("--overwrite", action="store_true", help="predict again what was predicted with other settings")
     return parser
+
+
+def _is_benchmark(arguments: argparse.Namespace) -> bool:
+    """Whether the target is a benchmark's config. Raises UserError for options of the other kind."""
+    from vlkd.engine.config_errors import read_config
+    from vlkd.engine.video_benchmark.settings import is_benchmark
+
+    path = Path(arguments.target)
+    benchmark = path.suffix in CONFIG_SUFFIXES and is_benchmark(read_config(path))
+    if benchmark and arguments.ckpt:
+        raise UserError(f"{path}: a benchmark; pass the bundle as --model {arguments.ckpt}")
+    given = [name for name in ("model", "predictions", "check", "overwrite") if getattr(arguments, name)]
+    if given and not benchmark:
+        instead = "; weights are given with --ckpt" if given[0] == "model" else ""
+        raise UserError(f"--{given[0]}: for video benchmarks (configs/ovvs), and {path} is none{instead}")
+    return benchmark
 
 
 def _from_config(config: Path, weights: str, overrides: Sequence[str]) -> tuple[Experiment, Distiller, Path]:

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlkd.infer.classify import Classification, ClassPredictor, OpenClassPredictor
     from vlkd.infer.predictor import Predictor, Segmentation
+    from vlkd.infer.tracking import TrackPrediction
+    from vlkd.infer.video_predictor import FramePrediction, VideoPredictor, VideoSession
+    from vlkd.models.flow import build_flow
     from vlkd.models.postprocess import panoptic_segments, semantic_labels
 
 __all__ = [
     "ClassPredictor",
     "Classification",
+    "FramePrediction",
     "OpenClassPredictor",
     "Predictor",
     "Segmentation",
+    "TrackPrediction",
+    "VideoPredictor",
+    "VideoSession",
+    "build_flow",
     "panoptic_segments",
     "semantic_labels",
 ]
@@ -23,9 +31,14 @@ __all__ = [
 _HOMES = {
     "ClassPredictor": "vlkd.infer.classify",
     "Classification": "vlkd.infer.classify",
+    "FramePrediction": "vlkd.infer.video_predictor",
     "OpenClassPredictor": "vlkd.infer.classify",
     "Predictor": "vlkd.infer.predictor",
     "Segmentation": "vlkd.infer.predictor",
+    "TrackPrediction": "vlkd.infer.tracking",
+    "VideoPredictor": "vlkd.infer.video_predictor",
+    "VideoSession": "vlkd.infer.video_predictor",
+    "build_flow": "vlkd.models.flow",
     "panoptic_segments": "vlkd.models.postprocess",
     "semantic_labels": "vlkd.models.postprocess",
 }

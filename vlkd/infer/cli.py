@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     only = parser.add_argument_group("segmentors only").add_argument
     only("--size", type=int, metavar="N", help="short side in pixels to work at (default: the student's own)")
     only("--masks", action="store_true", help="also write an indexed PNG for every video frame")
+    only(
+        "--smoothing",
+        type=float,
+        metavar="A",
+        help="part of the class probabilities that stays from frame to frame of a video, 0 to below 1",
+    )
     only = parser.add_argument_group("classifiers only").add_argument
     only("--top", type=int, metavar="N", help="classes to write for each image (default: 5)")
     only("--sheet", action="store_true", help="also write sheet.jpg: thumbnails with their labels")
@@ -124,8 +130,8 @@ def _predictor(args: argparse.Namespace) -> Any:
     kinds = ("segmentor", "classifier", "open_classifier")
     if kind not in kinds:
         raise UserError(f"{path}: the bundle holds a {kind!r}: expected a segmentor or a classifier")
-    only = {"size": kinds[:1], "masks": kinds[:1], "templates": (kinds[0], kinds[2]), "top": kinds[1:]}
-    for option, fitting in (only | {"sheet": kinds[1:]}).items():
+    only = {"size": kinds[:1], "masks": kinds[:1], "smoothing": kinds[:1], "templates": (kinds[0], kinds[2])}
+    for option, fitting in (only | {"top": kinds[1:], "sheet": kinds[1:]}).items():
         if kind not in fitting and getattr(args, option) not in (None, False):
             raise UserError(f"--{option}: only for a {fitting[0]}; {args.model} holds: {kind}")
     if kind == "segmentor":
@@ -149,8 +155,10 @@ def _segment(
 ) -> int:
     """Segment the files in turn, each into files of its own."""
     from vlkd.infer.outputs import is_done, plan, run_image, run_video
+    from vlkd.infer.smoothing import checked_smoothing
 
     settings |= {"size": predictor.size, "templates": list(predictor.templates)}
+    settings["smoothing"] = checked_smoothing(args.smoothing or 0.0) or None  # as where the key is missing
     jobs = plan(files, args.out)
     todo = [job for job in jobs if args.overwrite or not is_done(job, args.out, settings)]
     started, finished, times = perf_counter(), 0, list[float]()

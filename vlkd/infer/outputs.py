@@ -122,7 +122,9 @@ def run_video(
     failure: UserError | None = None
     with whole_file(out / f"{job.stem}.json") as part, part.open("w", encoding="utf-8") as log:
         with VideoWriter(out / f"{job.stem}.mp4", video.fps / every) as writer:
-            frames = predictor.video(job.source, classes, every=every)
+            frames = predictor.video(
+                job.source, classes, every=every, smoothing=settings.get("smoothing") or 0.0
+            )
             try:
                 for found, ms in _timed(frames):
                     assert found.frame is not None and found.time is not None

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vlkd.errors import UserError
 from vlkd.infer.inputs import Classes, ImageLike, pixels_of, usable_device
+from vlkd.infer.smoothing import PixelSmoothing
 from vlkd.infer.words import Words
-from vlkd.models.postprocess import semantic_map
+from vlkd.models.postprocess import SemanticMap, semantic_map
 from vlkd.text.class_vectors import ClassVectors, TextEncoder
 
 _STRIDE = 32
@@ -29,7 +30,7 @@ class Student(Protocol):
 
     spec: Any
 
-    def __call__(self, images01: Tensor) -> list[Any]: ...
+    def __call__(self, images01: Tensor, **memory: Tensor) -> list[Any]: ...
 
     def class_logits(self, embeddings: Tensor, vectors: Tensor) -> Tensor: ...
 
@@ -120,27 +121,10 @@ class Predictor:
         """
         names, vectors = self.words(classes)
         pixels = pixels_of(image)
-        class_logits, mask_logits = self._forward(pixels, vectors)
+        logits = self.logits(self.level(pixels), vectors)
         with torch.inference_mode():
-            found = semantic_map(
-                class_logits,
-                mask_logits,
-                (pixels.shape[-2], pixels.shape[-1]),
-                self.form,
-                scores=True,
-                probabilities=probabilities,
-            )
-            assert found.scores is not None
-            flat = found.labels.flatten()
-            counts = torch.bincount(flat, minlength=len(names)).double()
-            sums = torch.bincount(flat, weights=found.scores.flatten().double(), minlength=len(names))
-        return Segmentation(
-            found.labels.cpu().numpy(),
-            names,
-            (counts / len(flat)).cpu().numpy(),
-            (sums / counts.clamp(min=1)).cpu().numpy(),
-            None if found.probabilities is None else found.probabilities.cpu().numpy(),
-        )
+            found = semantic_map(*logits, _size(pixels), self.form, scores=True, probabilities=probabilities)
+            return _segmentation(found, names)
 
     def names(self, classes: Classes | None = None) -> tuple[str, ...]:
         """The class names that a call with `classes` would use. Raises UserError as a call does."""
@@ -149,7 +133,7 @@ class Predictor:
     def outputs(self, image: ImageLike, classes: Classes | None = None) -> tuple[Tensor, Tensor]:
         """The student's class_logits (Q,K+1) and mask_logits (Q,h,w) of one image, before post-processing."""
         _, vectors = self.words(classes)
-        return self._forward(pixels_of(image), vectors)
+        return self.logits(self.level(pixels_of(image)), vectors)
 
     def video(
         self,
@@ -157,28 +141,50 @@ class Predictor:
         classes: Classes | Callable[[int], Classes] | None = None,
         *,
         every: int = 1,
+        smoothing: float = 0.0,
     ) -> Iterator[Segmentation]:
         """Segment a video frame by frame in constant memory, `every` n-th frame only if asked.
 
-        To change the words while it runs, give a function of the frame index that returns the list to use;
-        each list is encoded once. Raises UserError as VideoFile and __call__ do.
+        A student with memory is handed that of the frame before. `smoothing`: see PixelSmoothing. To change
+        the words while it runs, give a function of the frame index that returns the list to use; each list
+        is encoded once, and smoothing starts anew. Raises UserError as VideoFile and __call__ do, and for
+        `smoothing` outside [0, 1).
         """
         from vlkd.infer.video import every_nth
 
+        smooth, last, memory = PixelSmoothing(smoothing, self.form), None, None
         if not callable(classes):
             self.words(classes)
         with closing(every_nth(path, every)) as frames:
             for index, frame in frames:
-                result = self(frame.image, classes(index) if callable(classes) else classes)
+                names, vectors = self.words(classes(index) if callable(classes) else classes)
+                if names != last:
+                    smooth, last = PixelSmoothing(smoothing, self.form), names
+                pixels = pixels_of(frame.image)
+                level = self.level(pixels, memory)
+                memory = level.memory if self.remembers else None
+                with torch.inference_mode():
+                    found = smooth(*self.logits(level, vectors), _size(pixels), scores=True)
+                    result = _segmentation(found, names)
                 yield replace(result, frame=frame.image, time=frame.time)
 
-    def _forward(self, pixels: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode():
-            images = self._resized(pixels)[None].to(self.device)
-            images = (images.float() / 255 if images.dtype == torch.uint8 else images).to(self.dtype)
-            last = self.student(images)[-1]
-            logits = self.student.class_logits(last.embeddings, vectors)
-            return logits[0].float(), last.mask_logits[0].float()
+    @property
+    def remembers(self) -> bool:
+        """Whether the student takes its memory of the frame before."""
+        return bool(getattr(self.student, "arguments", {}).get("memory"))
+
+    @torch.inference_mode()
+    def level(self, pixels: Tensor, memory: Tensor | None = None) -> Any:
+        """The student's final Prediction for pixels (3,H,W); `memory` is that of the frame before."""
+        images = self._resized(pixels)[None].to(self.device)
+        images = (images.float() / 255 if images.dtype == torch.uint8 else images).to(self.dtype)
+        return self.student(images, **({} if memory is None else {"memory": memory}))[-1]
+
+    @torch.inference_mode()
+    def logits(self, level: Any, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """class_logits (Q,K+1) and mask_logits (Q,h,w) of an image's Prediction; vectors (K,D)."""
+        logits = self.student.class_logits(level.embeddings, vectors)
+        return logits[0].float(), level.mask_logits[0].float()
 
     def _resized(self, pixels: Tensor) -> Tensor:
         """(3,h,w) with short side `size` (or long side 4 x `size`), both sides multiples of 32."""
@@ -189,6 +195,24 @@ class Predictor:
             return pixels
         resized = F.interpolate(pixels[None], target, mode=self._interpolation, antialias=True)[0]
         return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 1)
+
+
+def _segmentation(found: SemanticMap, names: tuple[str, ...]) -> Segmentation:
+    assert found.scores is not None
+    flat = found.labels.flatten()
+    counts = torch.bincount(flat, minlength=len(names)).double()
+    sums = torch.bincount(flat, weights=found.scores.flatten().double(), minlength=len(names))
+    return Segmentation(
+        found.labels.cpu().numpy(),
+        names,
+        (counts / len(flat)).cpu().numpy(),
+        (sums / counts.clamp(min=1)).cpu().numpy(),
+        None if found.probabilities is None else found.probabilities.cpu().numpy(),
+    )
+
+
+def _size(pixels: Tensor) -> tuple[int, int]:
+    return pixels.shape[-2], pixels.shape[-1]
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

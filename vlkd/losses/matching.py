@@ -42,15 +42,39 @@ def match(
     -p(class), point-sampled cross entropy and dice; one set of `points` serves all pairs. Raises UserError
     where the cost is not finite.
     """
+    return match_clip(
+        class_logits[None], mask_logits[None], labels, masks[None], None, weights, points, generator
+    )
+
+
+@torch.no_grad()
+def match_clip(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    masks: Tensor,
+    present: Tensor | None = None,
+    weights: tuple[float, float, float] = (2.0, 5.0, 5.0),
+    points: int = 12544,
+    generator: torch.Generator | None = None,
+) -> Pair:
+    """`match` of queries to objects through T frames, one assignment for all (Mask2Former-VIS, 2112.10764).
+
+    class_logits (T, Q, K+1), mask_logits (T, Q, h, w), labels (M,), masks (T, M, H, W), present (T, M) bool:
+    where an object is seen, everywhere by default. p(class) is the mean over the frames in which the object
+    is seen; cross entropy and dice are those of the whole tube.
+    """
     if len(labels) == 0:
         empty = torch.empty(0, dtype=torch.long, device=mask_logits.device)
         return empty, empty
     with torch.autocast(mask_logits.device.type, enabled=False):
-        coords = random_points(1, points, mask_logits.device, generator)
-        values = sample_points(mask_logits[None].float(), coords)[0]
-        truth = sample_points(masks[None].float(), coords)[0]
+        coords = random_points(len(masks), points, mask_logits.device, generator)
+        values = sample_points(mask_logits.float(), coords).transpose(0, 1).flatten(1)
+        truth = sample_points(masks.float(), coords).transpose(0, 1).flatten(1)
         bce, dice = mask_cost(values, truth)
-        probability = class_logits.float().softmax(-1)[:, labels]
+        seen = torch.ones(masks.shape[:2], device=bce.device) if present is None else present.float()
+        probability = class_logits.float().softmax(-1)[..., labels]
+        probability = (probability * seen[:, None]).sum(0) / seen.sum(0).clamp(min=1)
         cost = -weights[0] * probability + weights[1] * bce + weights[2] * dice
     if not bool(torch.isfinite(cost).all()):
         raise UserError(

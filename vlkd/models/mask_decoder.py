@@ -74,11 +74,19 @@ class DecoderLayer(nn.Module):
 class MaskDecoder(nn.Module):
     """`layers` decoder layers over three scales in turn; a prediction before the first and after each.
 
-    `channels` must be a multiple of `heads` and of 4.
+    `channels` must be a multiple of `heads` and of 4. With `propagation` a query starts from its learned
+    features plus a linear map, at first the identity, of its final state in the frame before.
     """
 
     def __init__(
-        self, channels: int, mask_channels: int, queries: int, layers: int, heads: int, hidden: int
+        self,
+        channels: int,
+        mask_channels: int,
+        queries: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        propagation: bool = False,
     ) -> None:
         super().__init__()
         self.query_features = nn.Embedding(queries, channels)
@@ -93,6 +101,10 @@ class MaskDecoder(nn.Module):
             nn.ReLU(),
             nn.Linear(channels, mask_channels),
         )
+        self.propagation = nn.Linear(channels, channels) if propagation else None
+        if self.propagation is not None:
+            nn.init.eye_(self.propagation.weight)
+            nn.init.zeros_(self.propagation.bias)
 
     def forward(
         self,
@@ -100,8 +112,12 @@ class MaskDecoder(nn.Module):
         scales: Sequence[Tensor],
         valids: Sequence[Tensor | None],
         final_only: bool = False,
+        previous: Tensor | None = None,
     ) -> list[DecoderLevel]:
-        """Mask features (B, C', h, w), maps and valid masks at strides 32, 16, 8 -> levels, final last."""
+        """Mask features (B, C', h, w), maps and valid masks at strides 32, 16, 8 -> levels, final last.
+
+        `previous` (B, Q, C): `queries` of the final level of the frame before, None for a first frame.
+        """
         # A dot product commutes with interpolation: attention masks are made at their own size.
         small = [
             F.interpolate(mask_features, s.shape[-2:], mode="bilinear", align_corners=False) for s in scales
@@ -113,6 +129,9 @@ class MaskDecoder(nn.Module):
         ]
         batch = mask_features.shape[0]
         x = self.query_features.weight.expand(batch, -1, -1)
+        if previous is not None:
+            assert self.propagation is not None
+            x = x + self.propagation(previous)
         query_position = self.query_positions.weight.expand(batch, -1, -1)
         levels: list[DecoderLevel] = []
         for index, layer in enumerate(self.layers):

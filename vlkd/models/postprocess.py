@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +25,17 @@ class SemanticMap:
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """A segment of a panoptic map: its id there, category, mean class score in [0,1], area in pixels."""
+    """A segment of a panoptic map: its id there, category, mean class score in [0,1], area in pixels.
+
+    `query`: the row of the logits that it comes from, the first one where queries share a segment.
+    """
 
     id: int
     category: int
     isthing: bool
     score: float
     area: int
+    query: int
 
 
 def semantic_labels(
@@ -88,7 +92,8 @@ def semantic_map(
     score_map = torch.empty(size, device=probs.device) if scores else None
     maps = torch.empty((probs.shape[1], *size), device=probs.device) if probabilities else None
     floor = 0.0 if probabilities else live
-    for rows, cols, queries, cells, logits in _tiles(mask_logits, size, probs.amax(-1), floor, tile):
+    strength = _strength(probs.amax(-1))
+    for rows, cols, queries, cells, logits in _tiles(mask_logits, size, strength, floor, tile):
         masks = logits.sigmoid_()
         table = probs[queries]
         classes = None if probabilities else _rivals(cells, table, ranked[queries].unique(), rival)
@@ -103,6 +108,48 @@ def semantic_map(
         if maps is not None:
             maps[:, rows, cols] = values.div_(total[..., None]).permute(2, 0, 1)
     return SemanticMap(labels, score_map, maps)
+
+
+def class_probabilities(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Class probabilities (K,h,w) of `semantic_map`, at the resolution of mask_logits (Q,h,w).
+
+    Raises UserError as `semantic_map` does.
+    """
+    _check(class_logits, mask_logits, (1, 1), "strips")
+    probs = class_logits.float().softmax(-1)[:, :-1]
+    maps = torch.einsum("qk,qhw->khw", probs, mask_logits.float().sigmoid())
+    return maps.div_(maps.sum(0).clamp_(min=1))
+
+
+def label_probabilities(
+    maps: Tensor,
+    size: tuple[int, int],
+    form: str = "strips",
+    *,
+    scores: bool = False,
+    rival: float = 0.5,
+    tile: int | None = None,
+) -> SemanticMap:
+    """Most probable class per pixel of class probabilities (K,h,w), upsampled tile by tile.
+
+    "strips" looks in a tile only at classes that come within a factor `rival` of the best one in some cell
+    of it, "full" at all. `scores` holds the winner's probability.
+    """
+    labels = torch.empty(size, dtype=torch.int64, device=maps.device)
+    score_map = torch.empty(size, device=maps.device) if scores else None
+    floor = 0.0 if form == "full" else rival
+    for rows, cols, classes, _, values in _tiles(maps, size, lambda strip: strip, floor, tile):
+        top, winner = values.max(-1)
+        labels[rows, cols] = classes[winner]
+        if score_map is not None:
+            score_map[rows, cols] = top
+    return SemanticMap(labels, score_map)
+
+
+def binary_masks(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (n,W,H) bool, transposed for run lengths down the columns, of mask_logits (n,h,w) at (H,W)."""
+    turned = mask_logits.float().transpose(1, 2)[None]
+    return F.interpolate(turned, size[::-1], mode="bilinear", align_corners=False)[0] > 0
 
 
 def panoptic_segments(
@@ -136,7 +183,7 @@ def panoptic_segments(
         return owner.int(), []
     won = torch.zeros(count, dtype=torch.int64, device=scores.device)
     claimed = torch.zeros_like(won)
-    for rows, cols, _, _, logits in _tiles(mask_logits[kept], size, scores, 0.0, tile):
+    for rows, cols, _, _, logits in _tiles(mask_logits[kept], size, _strength(scores), 0.0, tile):
         winner = (logits.sigmoid() * scores).argmax(-1)
         inside = logits >= 0
         won += torch.bincount(winner.flatten(), minlength=count)
@@ -144,18 +191,29 @@ def panoptic_segments(
         owner[rows, cols] = torch.where(inside.gather(-1, winner[..., None])[..., 0], winner, count)
     area = torch.bincount(owner.flatten(), minlength=count + 1)[:count]
     holds = (area > 0) & (won >= overlap_threshold * claimed)
-    ids, segments = _number(categories.tolist(), scores.tolist(), area.tolist(), holds.tolist(), isthing)
+    queries = [q for q, hold in enumerate(holds.tolist()) if hold]
+    ids, segments = _number(
+        queries, kept.tolist(), categories.tolist(), scores.tolist(), area.tolist(), isthing
+    )
     return torch.tensor([*ids, 0], dtype=torch.int32, device=owner.device)[owner], segments
 
 
 def _number(
-    categories: list[int], scores: list[float], areas: list[int], holds: list[bool], isthing: Sequence[bool]
+    held: list[int],
+    rows: list[int],
+    categories: list[int],
+    scores: list[float],
+    areas: list[int],
+    isthing: Sequence[bool],
 ) -> tuple[list[int], list[PanopticSegment]]:
-    """Segment id of every query (0 = dropped) and the segments, queries of one stuff category sharing one."""
+    """Segment id of every query (0 = not held) and the segments, queries of one stuff category sharing one.
+
+    `rows`: where in the logits a query is.
+    """
     ids = [0] * len(categories)
     members: list[list[int]] = []
     stuff: dict[int, int] = {}
-    for query in (q for q, hold in enumerate(holds) if hold):
+    for query in held:
         category = categories[query]
         if not isthing[category] and category in stuff:
             ids[query] = stuff[category]
@@ -170,7 +228,8 @@ def _number(
         area = sum(areas[q] for q in queries)
         score = sum(scores[q] * areas[q] for q in queries) / area
         category = categories[queries[0]]
-        segments.append(PanopticSegment(index, category, bool(isthing[category]), score, area))
+        thing = bool(isthing[category])
+        segments.append(PanopticSegment(index, category, thing, score, area, rows[queries[0]]))
     return ids, segments
 
 
@@ -192,29 +251,38 @@ def _full(
     return SemanticMap(labels, maps.amax(0) if scores else None, maps if probabilities else None)
 
 
-def _tiles(
-    mask_logits: Tensor, size: tuple[int, int], best: Tensor, live: float, tile: int | None
-) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-    """(rows, columns, live queries (n,), their logits (h',w',n), and upsampled (rows,columns,n)) per tile.
+def _strength(best: Tensor) -> Callable[[Tensor], Tensor]:
+    """How strong queries with the largest class probabilities `best` (Q,) are where logits (...,Q) say so."""
+    return lambda logits: logits.sigmoid() * best
 
-    `best` (Q,) is a query's largest class probability. Bilinear weights are convex, so a query that is weak
-    at all mask cells around a tile is weak in all its pixels.
+
+def _tiles(
+    maps: Tensor,
+    size: tuple[int, int],
+    strength: Callable[[Tensor], Tensor],
+    live: float,
+    tile: int | None,
+) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+    """(rows, columns, live maps (n,), their cells (h',w',n), and upsampled (rows,columns,n)) per tile.
+
+    `maps` (Q,h,w) are mask logits or the like; one is live where its `strength` comes within a factor `live`
+    of the largest. Bilinear weights are convex: what is weak in all cells around a tile is so in its pixels.
     """
     # 64 keeps a tile's masks and class values in a core's cache; a GPU prefers few large kernels.
-    step = tile or (64 if mask_logits.device.type == "cpu" else 256)
-    height, width = mask_logits.shape[1:]
-    columns = [_axis(start, step, size[1], width, mask_logits.device) for start in range(0, size[1], step)]
-    everything = torch.arange(len(best), device=best.device)
+    step = tile or (64 if maps.device.type == "cpu" else 256)
+    height, width = maps.shape[1:]
+    columns = [_axis(start, step, size[1], width, maps.device) for start in range(0, size[1], step)]
+    everything = torch.arange(len(maps), device=maps.device)
     for start in range(0, size[0], step):
-        rows, source_rows, row_weights = _axis(start, step, size[0], height, mask_logits.device)
-        strip = mask_logits[:, source_rows].float().permute(1, 2, 0).contiguous()
-        strength = strip.sigmoid() * best
-        strong = (strength >= live * strength.amax(-1, keepdim=True)).any(0)
+        rows, source_rows, row_weights = _axis(start, step, size[0], height, maps.device)
+        strip = maps[:, source_rows].float().permute(1, 2, 0).contiguous()
+        values = strength(strip)
+        strong = (values >= live * values.amax(-1, keepdim=True)).any(0)
         for cols, source_cols, col_weights in columns:
-            queries = strong[source_cols].any(0).nonzero()[:, 0] if live else everything
-            cells = strip[:, source_cols].index_select(2, queries)
+            chosen = strong[source_cols].any(0).nonzero()[:, 0] if live else everything
+            cells = strip[:, source_cols].index_select(2, chosen)
             tall = (row_weights @ cells.flatten(1)).view(-1, *cells.shape[1:])
-            yield rows, cols, queries, cells, col_weights @ tall
+            yield rows, cols, chosen, cells, col_weights @ tall
 
 
 def _axis(start: int, step: int, out: int, source: int, device: torch.device) -> tuple[slice, slice, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -27,12 +27,40 @@ class Prediction:
     """What one decoder level says.
 
     `mask_logits` (B, Q, ceil(H/4), ceil(W/4)); `queries` (B, Q, C), the features before ReLU and projection;
-    `embeddings` (B, Q, D), unit vectors in the text space.
+    `embeddings` (B, Q, D), unit vectors in the text space; `memory` (B, Q, C), the decoder's state, which the
+    final level hands to the next frame of the same video.
     """
 
     mask_logits: Tensor
     queries: Tensor
     embeddings: Tensor
+    memory: Tensor
+
+
+@dataclass
+class Features:
+    """What the pixel decoder hands to the mask decoder.
+
+    `masks` (B, C', h, w) at stride 4; `scales` at strides 32, 16, 8; `valids` at strides 4, 8, 16, 32;
+    `semantic` (B, D, h, w) in text space, if any; `size` (h, w) of the masks without padding.
+    """
+
+    masks: Tensor
+    scales: Sequence[Tensor]
+    valids: list[Tensor | None]
+    semantic: Tensor | None
+    size: tuple[int, int]
+
+    def every(self, step: int, first: int) -> Features:
+        """Those of the images first, first + step, ..."""
+        part = slice(first, None, step)
+        return Features(
+            self.masks[part],
+            [scale[part] for scale in self.scales],
+            [None if valid is None else valid[part] for valid in self.valids],
+            None if self.semantic is None else self.semantic[part],
+            self.size,
+        )
 
 
 class Segmentor(nn.Module):
@@ -41,8 +69,9 @@ class Segmentor(nn.Module):
     `backbone`: see `vlkd.models.backbone.build_backbone`. `mask_channels` defaults to `channels`, `ffn` to
     4 x `channels`. `embedding`: "query" projects the query, "pooled" projects the backbone's last map
     averaged under the query's mask (starting from the CLIP projection where the backbone has one of that
-    width), "sum" adds both. `size` is the nominal (H, W); any size works. Raises UserError for arguments
-    that do not fit together.
+    width), "sum" adds both. `size` is the nominal (H, W); any size works. `memory`: whether queries can start
+    from their state in the frame before, so that query i is object i through a video. Raises UserError for
+    arguments that do not fit together.
     """
 
     def __init__(
@@ -59,6 +88,7 @@ class Segmentor(nn.Module):
         text_width: int = 512,
         embedding: Literal["query", "pooled", "sum"] = "query",
         size: Sequence[int] = (512, 512),
+        memory: bool = False,
     ) -> None:
         super().__init__()
         _check_arguments(pixel_decoder, channels, queries, layers, heads, embedding)
@@ -77,6 +107,7 @@ class Segmentor(nn.Module):
             "text_width": text_width,
             "embedding": embedding,
             "size": [int(side) for side in size],
+            "memory": memory,
         }
         self.spec = InputSpec(
             size=(int(size[0]), int(size[1])),
@@ -92,7 +123,7 @@ class Segmentor(nn.Module):
             if pixel_decoder == "fpn"
             else MSDeformDecoder(inputs, channels, mask_channels, encoder_layers, heads)
         )
-        self.decoder = MaskDecoder(channels, mask_channels, queries, layers, heads, ffn)
+        self.decoder = MaskDecoder(channels, mask_channels, queries, layers, heads, ffn, memory)
         self.query_head = nn.Linear(channels, channels)
         self.projections = nn.ModuleList(
             [nn.Linear(channels, text_width) for _ in range(layers + 1 if embedding != "pooled" else 0)]
@@ -104,26 +135,35 @@ class Segmentor(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self, images01: Tensor, valid: Tensor | None = None, all_levels: bool | None = None
+        self,
+        images01: Tensor,
+        valid: Tensor | None = None,
+        all_levels: bool | None = None,
+        memory: Tensor | None = None,
     ) -> list[Prediction]:
         """images01 (B, 3, H, W), valid (B, H, W) bool (True = image, False = padding right or below).
 
-        Returns one Prediction per decoder level, final last; in eval mode only the final one unless
-        `all_levels`.
+        `memory` (B, Q, C): what the final Prediction of the frame before holds; None for images and first
+        frames. Returns one Prediction per decoder level, final last; in eval mode only the final one unless
+        `all_levels`. Raises UserError for a memory that does not fit.
         """
-        height, width = images01.shape[-2:]
-        images, valids = self._pad(self.spec.normalise(images01), valid)
-        # Convolutions on a CPU run faster in this layout; values are the same.
-        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
-        mask_features, scales = self.pixel_decoder(maps, valids)
-        all_levels = self.training if all_levels is None else all_levels
-        levels = self.decoder(mask_features, scales, valids[:0:-1], final_only=not all_levels)
-        semantic = None if self.pooled is None else self._text_map(maps[-1])
-        first = len(self.decoder.layers) + 1 - len(levels)
-        return [
-            self._predict(level, first + i, semantic, valids[0], (-(-height // 4), -(-width // 4)))
-            for i, level in enumerate(levels)
-        ]
+        features = self._encode(images01, valid)
+        return self._decode(features, all_levels, memory)
+
+    def clip(
+        self, images01: Tensor, frames: int, valid: Tensor | None = None, all_levels: bool | None = None
+    ) -> list[Prediction]:
+        """Clips of T = `frames` frames in order, images01 (B * T, 3, H, W), valid (B * T, H, W).
+
+        Each frame is given the memory of the one before, with its gradient, where the segmentor has one.
+        Returns the Predictions of `forward` for the B * T frames.
+        """
+        features = self._encode(images01, valid)
+        found: list[list[Prediction]] = []
+        for t in range(frames):
+            memory = found[-1][-1].memory if found and self.arguments["memory"] else None
+            found.append(self._decode(features.every(frames, t), all_levels, memory))
+        return [_interleaved(level) for level in zip(*found, strict=True)]
 
     @property
     def scale(self) -> Tensor:
@@ -161,6 +201,18 @@ class Segmentor(nn.Module):
             self.pooled.weight.copy_(weight)
             self.pooled.bias.zero_() if bias is None else self.pooled.bias.copy_(bias)
 
+    def _check_memory(self, memory: Tensor | None, batch: int) -> None:
+        if memory is None:
+            return
+        if not self.arguments["memory"]:
+            raise UserError(
+                "this segmentor takes no memory of the frame before: expected memory=None, or a segmentor "
+                "built with memory=True"
+            )
+        wanted = (batch, self.arguments["queries"], self.arguments["channels"])
+        if tuple(memory.shape) != wanted:
+            raise UserError(f"memory of shape {tuple(memory.shape)} was given, needs {wanted}")
+
     def _take_clip_projection(self) -> None:
         projection, self.backbone.clip_projection = self.backbone.clip_projection, None
         if self.pooled is not None and projection and projection[0].shape == self.pooled.weight.shape:
@@ -186,23 +238,33 @@ class Segmentor(nn.Module):
         # Padding lies right and below, so a cell holds image exactly where its first pixel does.
         return images, [valid[:, ::stride, ::stride] for stride in STRIDES]
 
-    def _predict(
-        self,
-        level: DecoderLevel,
-        index: int,
-        semantic: Tensor | None,
-        valid: Tensor | None,
-        size: tuple[int, int],
-    ) -> Prediction:
+    def _encode(self, images01: Tensor, valid: Tensor | None) -> Features:
+        height, width = images01.shape[-2:]
+        images, valids = self._pad(self.spec.normalise(images01), valid)
+        # Convolutions on a CPU run faster in this layout; values are the same.
+        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        mask_features, scales = self.pixel_decoder(maps, valids)
+        semantic = None if self.pooled is None else self._text_map(maps[-1])
+        return Features(mask_features, scales, valids, semantic, (-(-height // 4), -(-width // 4)))
+
+    def _decode(self, features: Features, all_levels: bool | None, memory: Tensor | None) -> list[Prediction]:
+        self._check_memory(memory, len(features.masks))
+        final_only = not (self.training if all_levels is None else all_levels)
+        levels = self.decoder(features.masks, features.scales, features.valids[:0:-1], final_only, memory)
+        first = len(self.decoder.layers) + 1 - len(levels)
+        return [self._predict(level, first + i, features) for i, level in enumerate(levels)]
+
+    def _predict(self, level: DecoderLevel, index: int, features: Features) -> Prediction:
         queries = self.query_head(level.queries)
         embeddings: Tensor | float = 0.0
         if len(self.projections):
             embeddings = self.projections[index](F.relu(queries))
-        if semantic is not None:
-            embeddings = embeddings + pool_under_masks(semantic, level.mask_logits.detach(), valid)
+        if features.semantic is not None:
+            logits = level.mask_logits.detach()
+            embeddings = embeddings + pool_under_masks(features.semantic, logits, features.valids[0])
         assert isinstance(embeddings, Tensor)
-        masks = level.mask_logits[..., : size[0], : size[1]]
-        return Prediction(masks, queries, F.normalize(embeddings.float(), dim=-1))
+        masks = level.mask_logits[..., : features.size[0], : features.size[1]]
+        return Prediction(masks, queries, F.normalize(embeddings.float(), dim=-1), level.queries)
 
     def _text_map(self, last: Tensor) -> Tensor:
         """Last map (B, C, h, w) at stride 32 -> text space (B, D, 2h, 2w) at stride 16."""
@@ -210,6 +272,13 @@ class Segmentor(nn.Module):
         # A linear map commutes with the pooling to come, and is cheaper on the small map.
         projected = self.pooled(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return F.interpolate(projected, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _interleaved(frames: Sequence[Prediction]) -> Prediction:
+    """Predictions of frames (T of (B, ...)) as one (B * T, ...), clip by clip."""
+    names = [field.name for field in fields(Prediction)]
+    parts = [torch.stack([getattr(frame, name) for frame in frames], 1).flatten(0, 1) for name in names]
+    return Prediction(*parts)
 
 
 def pool_under_masks(features: Tensor, mask_logits: Tensor, valid: Tensor | None) -> Tensor:

@@ -80,11 +80,13 @@ class VideoClips:
     Args:
         dataset: the videos.
         frames: frames of a clip.
-        stride: how many frames apart they are.
+        stride: how many frames apart they are; (least, most) draws it anew for every clip.
         seed: other seeds give other clips.
     """
 
-    def __init__(self, dataset: VideoDataset, frames: int = 2, stride: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: VideoDataset, frames: int = 2, stride: int | tuple[int, int] = 1, seed: int = 0
+    ) -> None:
         self.dataset, self.frames, self.stride, self.seed = dataset, frames, stride, seed
 
     def __len__(self) -> int:
@@ -92,8 +94,16 @@ class VideoClips:
 
     def __getitem__(self, place: tuple[int, int]) -> Clip:
         """The clip of (epoch, index). A video that a subset left no frame of gives way to the next one."""
+        record, times, _ = self.draw(place)
+        return read_clip(record, times)
+
+    def draw(self, place: tuple[int, int]) -> tuple[VideoRecord, tuple[int, ...], np.random.Generator]:
+        """Video and frames of the clip of (epoch, index), and the generator that drew them."""
         epoch, index = place
         rng = np.random.default_rng((self.seed, epoch, index))
         following = (self.dataset[(index + k) % len(self.dataset)] for k in range(len(self.dataset)))
         record = next((record for record in following if len(record)), self.dataset[index])
-        return read_clip(record, sample_clip(record, self.frames, self.stride, rng))
+        stride = self.stride
+        if not isinstance(stride, int):
+            stride = int(rng.integers(stride[0], stride[1] + 1))
+        return record, sample_clip(record, self.frames, stride, rng), rng

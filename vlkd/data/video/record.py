@@ -318,6 +318,9 @@ class VideoView(VideoRecord):
         kept = [segment for segment in info if segment.category not in self.hidden]
         return np.where(np.isin(segments, gone), 0, segments).astype(np.int32) if gone else segments, kept
 
+    def _image(self, t: int) -> NDArray[np.uint8]:
+        return self.record._image(self.times[t])
+
     def _listed(self, t: int) -> Sequence[Segment]:
         return [s for s in self.record._listed(self.times[t]) if s.category not in self.hidden]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlkd.text import ClassVectors
+from vlkd.text.nouns import caption_nouns
 
 Diversification = Literal["none", "thresRand", "clusterMax", "clusterAvg"]
 
@@ -102,6 +103,23 @@ class WordTable:
             -1, index, logits[..., :-1], "amax" if how == "clusterMax" else "mean", include_self=False
         )
         return torch.cat([reduced, logits[..., -1:]], dim=-1)
+
+
+def noun_vectors(
+    vectors: Tensor, lexicon: Mapping[str, int], captions: Sequence[str], limit: int
+) -> tuple[Tensor, Tensor]:
+    """Vectors of up to `limit` nouns per caption, a quarter dropped: (B,W,D) and mask (B,W).
+
+    `lexicon` has the row in `vectors` (S,D) of each word that counts as a noun.
+    """
+    vocabulary = tuple(lexicon)
+    chosen = [[lexicon[w] for w in caption_nouns(text, vocabulary)] for text in captions]
+    keep = torch.rand(len(chosen), max(map(len, chosen), default=0) + 1) >= 0.25
+    picked = [[k for n, k in enumerate(row) if keep[b, n]][:limit] for b, row in enumerate(chosen)]
+    width = max([len(row) for row in picked] + [1])
+    index = torch.tensor([row + [0] * (width - len(row)) for row in picked], device=vectors.device)
+    mask = torch.arange(width)[None] < torch.tensor([len(row) for row in picked])[:, None]
+    return vectors[index], mask.to(vectors.device)
 
 
 def _one_list(labels: list[int], words: list[int], classes: int) -> tuple[list[int], list[int]]:

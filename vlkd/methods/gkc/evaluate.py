@@ -33,8 +33,9 @@ class Evaluation:
         size = len(self.seen) + len(self.unseen)
         self.counts = {name: torch.zeros(size, size, dtype=torch.int64) for name in self.vocabularies}
 
-    def update(self, student: Segmentor, prediction: Prediction, batch: dict[str, Any]) -> None:
-        """Count the pixels of a batch."""
+    def update(self, student: Segmentor, prediction: Prediction, batch: dict[str, Any]) -> list[Tensor]:
+        """Count the pixels of a batch; the label maps (H,W) of its images under the class names."""
+        named = []
         for name, vectors in self.vocabularies.items():
             logits = student.class_logits(prediction.embeddings, vectors.to(prediction.embeddings.device))
             for image, (height, width) in enumerate(batch["sizes"].tolist()):
@@ -44,6 +45,9 @@ class Evaluation:
                 labels = semantic_labels(logits[image], masks, full)[:height, :width]
                 truth = batch["semantic"][image, :height, :width]
                 self.counts[name] += confusion_matrix(truth, labels, len(vectors), self.void).cpu()
+                if not name:
+                    named.append(labels)
+        return named
 
     def scores(self, add_up: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """mIoU, mIoU_seen, mIoU_unseen for each vocabulary; add_up sums counts over processes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,12 @@ from vlkd.losses.contrastive import grounding_loss
 from vlkd.losses.relation import text_guided_kd
 from vlkd.methods.base import Distiller, Schedule, recorded
 from vlkd.methods.gkc.criterion import MaskCriterion, Matches, grounded, over_void
-from vlkd.methods.gkc.diversify import ClassList, Diversification, WordTable
+from vlkd.methods.gkc.diversify import ClassList, Diversification, WordTable, noun_vectors
 from vlkd.methods.gkc.evaluate import Evaluation, region_accuracy
 from vlkd.methods.gkc.regions import RegionBank, RegionSource
 from vlkd.models.clip import CLIPTower, build_clip, text_from_card
 from vlkd.models.segmentor import Prediction, Segmentor
 from vlkd.text import ClassVectors, synonyms, templates
-from vlkd.text.nouns import caption_nouns
 
 
 @dataclass
@@ -72,6 +71,7 @@ class GKC(Distiller):
         warmup_steps: see Distiller.
         backbone_lr_scale: see Distiller.
         schedule: see Distiller.
+        milestones: see Distiller.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class GKC(Distiller):
         warmup_steps: int = 10,
         backbone_lr_scale: float = 0.1,
         schedule: Schedule = "cosine",
+        milestones: Sequence[float] = (0.8, 0.9),
     ) -> None:
         kd, diversify = kd or KDOptions(), diversify or DiversifyOptions()
         default = {"mask": 5.0, "dice": 5.0, "class": 2.0}
@@ -99,7 +100,15 @@ class GKC(Distiller):
             default["kd"] = 2.0
         if caption_words:
             default["grounding"] = 2.0
-        super().__init__(weights or default, lr, weight_decay, warmup_steps, backbone_lr_scale, schedule)
+        super().__init__(
+            weights or default,
+            lr,
+            weight_decay,
+            warmup_steps,
+            backbone_lr_scale,
+            schedule,
+            milestones=milestones,
+        )
         self.kd, self.diversify = kd, diversify
         self.student = student.train()
         width = student.arguments["text_width"]
@@ -158,7 +167,8 @@ class GKC(Distiller):
             return
         if data.novel and data.novel_handling == "keep":
             raise UserError(
-                "data.novel_handling=keep: novel classes would be labels; use ignore or delete, or novel: []"
+                "data.novel_handling=keep (subset=null of videos): novel classes would be labels; "
+                "use ignore or delete, or novel: []"
             )
         self.base = torch.tensor([k not in data.novel for k in range(len(data.names))])
         # Novel classes are never trained on, so neither are their synonyms.
@@ -219,12 +229,14 @@ class GKC(Distiller):
         """All losses, each summed over the decoder's levels."""
         assert self.table is not None, "setup() comes first"
         table, targets = self.table.to(self.device), batch["targets"]
-        levels = self.student(batch["images"], valid_mask(batch))
+        levels = self._levels(batch)
         labels = [target["labels"] for target in targets]
         words = self._words(targets) if self.diversify.mode == "thresRand" else labels
         lists = table.class_lists(labels, words, self.base.to(self.device))
         count = self._mask_count(labels)
-        nouns = self._nouns(batch) if self.caption_words else None
+        nouns = None
+        if limit := self.caption_words:
+            nouns = noun_vectors(table.vectors, self.lexicon, batch["captions"], limit)
         void = self.trainer.datamodule.void  # type: ignore[attr-defined]
         totals: dict[str, Tensor] = {}
         for index, prediction in enumerate(levels):
@@ -250,8 +262,7 @@ class GKC(Distiller):
         assert table is not None
         base = self.base.to(self.device)
         logits = self.student.class_logits(prediction.embeddings, table.vectors[: table.classes], base)
-        matches = criterion.assign(logits, prediction, targets)
-        losses = criterion.masks(prediction, matches, targets, count)
+        matches, losses = self._matched(logits, prediction, targets, count)
         kept = criterion.dropout(matches)
         labels = matches.gather([target["labels"] for target in targets])
         losses["class"] = criterion.classes(logits, matches, labels, kept, unknown)
@@ -276,6 +287,16 @@ class GKC(Distiller):
                 regions[0], nouns[0], regions[1], nouns[1], self.student.scale
             )
         return losses
+
+    def _levels(self, batch: dict[str, Any]) -> list[Prediction]:
+        return self.student(batch["images"], valid_mask(batch))
+
+    def _matched(
+        self, logits: Tensor, prediction: Prediction, targets: list[dict[str, Any]], count: float
+    ) -> tuple[Matches, dict[str, Tensor]]:
+        """Which queries found the segments of each image, and the mask losses."""
+        matches = self.criterion.assign(logits, prediction, targets)
+        return matches, self.criterion.masks(prediction, matches, targets, count)
 
     def _distil(
         self,
@@ -305,20 +326,6 @@ class GKC(Distiller):
             self.views.vectors[rows].to(labels.device), labels, self.diversify.threshold
         )
         return list(words.split([len(target["labels"]) for target in targets]))
-
-    def _nouns(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Vectors of up to `caption_words` nouns per caption, a quarter dropped: (B,W,D) and mask (B,W)."""
-        assert self.table is not None
-        known, vocabulary = self.lexicon, tuple(self.lexicon)
-        chosen = [[known[w] for w in caption_nouns(text, vocabulary)] for text in batch["captions"]]
-        keep = torch.rand(len(chosen), max(map(len, chosen), default=0) + 1) >= 0.25
-        picked = [
-            [k for n, k in enumerate(row) if keep[b, n]][: self.caption_words] for b, row in enumerate(chosen)
-        ]
-        width = max([len(row) for row in picked] + [1])
-        index = torch.tensor([row + [0] * (width - len(row)) for row in picked], device=self.device)
-        mask = torch.arange(width)[None] < torch.tensor([len(row) for row in picked])[:, None]
-        return self.table.vectors[index], mask.to(self.device)
 
     def _mask_count(self, labels: list[Tensor]) -> float:
         """Segments per process, at least one: what mask losses are divided by."""
@@ -362,8 +369,9 @@ class GKC(Distiller):
         """The config of a bundle with the student as stored, and no teacher to fetch."""
         model = super().described(card)
         if model:
-            student = {**model["init_args"]["student"], "init_args": card["architecture"]}
-            model = {**model, "init_args": {**model["init_args"], "teacher": None, "student": student}}
+            arguments = {key: value for key, value in model["init_args"].items() if key != "init"}
+            student = {**arguments["student"], "init_args": card["architecture"]}
+            model = {**model, "init_args": {**arguments, "teacher": None, "student": student}}
         return model
 
     @classmethod

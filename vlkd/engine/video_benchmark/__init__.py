@@ -1,0 +1,1 @@
+"""`vlkd test` of a config with the section `benchmark`: predict videos, score them, report."""
