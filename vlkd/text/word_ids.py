@@ -39,7 +39,8 @@ def build_tokenizer(
 
     words: every word of the corpus, the frequent first, other words are [UNK]; pieces: WordPiece, which has
     pieces for any word. `size`: the most tokens, special ones included. The same texts in the same order give
-    the same tokenizer. Raises UserError for an empty corpus and a size too small.
+    the same words; of pieces the trainer breaks ties at random, so a few may differ: store what was built.
+    Raises UserError for an empty corpus and a size too small.
     """
     if kind not in ("words", "pieces"):
         raise UserError(f"tokenizer: kind {kind!r} is unknown; use 'words' or 'pieces'")
