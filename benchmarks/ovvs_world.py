@@ -90,8 +90,8 @@ def write(found: dict[str, list[dict[str, Any]]]) -> None:
         "",
         "`python benchmarks/ovvs_world.py`: `configs/ovvs/world.yaml`, world seed 100, 24 videos of 24 "
         "frames at 160 x 128, all 46 names as candidates, 10 of them novel; object threshold 0.5, smoothing "
-        "0.5; mean (range) over the seeds that are done. Speed: one process, median over frames, all forms of "
-        f"predictions. {machine()}",
+        "0.5; mean (range) over the seeds that are done. Speed: one process, median over frames, all forms "
+        f"of predictions. {machine()}",
         "",
         f"| student | seeds | {' | '.join(COLUMNS)} | frames a second |",
         f"|---|---|{'---|' * len(COLUMNS)}---|",

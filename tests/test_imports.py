@@ -117,7 +117,7 @@ def test_nothing_heavy_is_imported_until_used(statement: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["train", "test", "infer", "features"])
+@pytest.mark.parametrize("command", ["train", "test", "infer", "features", "probe"])
 def test_help_loads_no_network(command: str) -> None:
     code = (
         f"import sys, atexit; atexit.register(lambda: print('heavy', 'torch' in sys.modules))\n"

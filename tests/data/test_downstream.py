@@ -322,3 +322,45 @@ def test_bad_questions_of_squad_are_named(tmp_path: Path) -> None:
     Path(files["val"]).write_text('{"data": [{"paragraphs": [{}]}]}')
     with pytest.raises(UserError, match="not SQuAD's JSON; expected"):
         build(data("SquadData", **files)).setup("validate")
+
+
+def test_a_file_without_a_usable_line_says_why(tmp_path: Path) -> None:
+    """A wrong file is wrong in every line: the first tells which mistake it was."""
+    section = write("tracie_jsonl", tmp_path)
+    path = tmp_path / "val.jsonl"
+    path.write_text(path.read_text().replace("entailment", "-").replace("contradiction", "-"))
+    with pytest.raises(UserError, match=r"holds no usable line; .*val\.jsonl:1: label '-', expected"):
+        build(section).setup("validate")
+    files = squad(tmp_path, "1.1")
+    content = json.loads(Path(files["val"]).read_text())
+    for asked in content["data"][0]["paragraphs"][0]["qas"]:
+        asked["answers"] = []
+    Path(files["val"]).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"no usable question; .*set data\.no_answer: true"):
+        build(data("SquadData", **files)).setup("validate")
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_broken_lines_of_qqp_are_left_out(
+    split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The published file has questions with a line end in them, of which no reader makes a question."""
+    section = write("glue_qqp", tmp_path)
+    path = tmp_path / "QQP" / f"{split}.tsv"
+    path.write_text(path.read_text() + '8\t16\t17\t"the cat\n\tthe dog is red\t0\n')
+    found = build(section)
+    found.setup()
+    (said,) = capsys.readouterr().err.splitlines()
+    assert (
+        said.startswith(f"{path}:") and "4 values, expected 6" in said and "2 broken line(s) left out" in said
+    )
+    assert [len(found._asked[name].labels) for name in ("train", "val")] == [8, 6]
+    spoil(path, 2, "1\t2\t3\ta\tb\tyes")
+    assert len(build(section).check()) == 1  # another mistake is one
+
+
+def test_a_quote_that_is_not_closed_takes_no_other_line_with_it(tmp_path: Path) -> None:
+    section = write("swag", tmp_path)
+    spoil(tmp_path / "train.csv", 3, '1,v,1,"open,a,b,gold,a,b,c,d,0')
+    with pytest.raises(UserError, match=r"train\.csv:3: not a CSV"):
+        build(section).setup()

@@ -10,6 +10,7 @@ from toy_predictions import world, write_truth
 
 from vlkd.data.predictions import Predictions, PredictionWriter, check_predictions
 from vlkd.data.video import open_dataset
+from vlkd.data.video.masks import encode_mask
 from vlkd.errors import UserError
 
 FRAMES = 3
@@ -178,7 +179,7 @@ def test_results_that_do_not_fit(good):
     for change, message in [
         (lambda row: row.update(category_id=99), "has category_id 99, which is in no category"),
         (lambda row: row.update(video_id="x"), f"is for video 'x', expected '{record.id}'"),
-        (lambda row: row.update(score=float("nan")), "has the score nan"),
+        (lambda row: row.update(score=float("nan")), "has the score nan, not a finite number"),
         (lambda row: row["segmentations"].pop(), "has 2 segmentations, but the video has 3 frames"),
         (lambda row: row.pop("score"), "is not of YouTube-VIS's form (missing or wrong entry 'score')"),
         (
@@ -237,3 +238,84 @@ def test_a_subset_reads_predictions_of_all_frames(tmp_path):
     for t, labels in enumerate(Predictions(tmp_path / "out", dataset).semantic(record)):
         there = record.semantic(t) == novel
         assert there.any() and (labels[there] == novel).all()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [40, 56], "counts": "zzzzq"},  # pycocotools does not come back from these
+        {"size": [40, 56], "counts": ""},
+        {"size": [40, 56], "counts": [3, 4]},
+        {"size": [40, 56], "counts": [-3, 2243]},
+        {"size": [40, 56], "counts": ["x"]},
+        {"size": 5, "counts": "a"},
+        "abc",
+        5,
+        [1, 2],
+    ],
+    ids=str,
+)
+def test_masks_that_are_none(tmp_path, mask):
+    dataset = world("lvvis", tmp_path)
+    write_truth(dataset, tmp_path / "out")
+    path = tmp_path / "out" / "tracks" / f"{dataset[0].id}.json"
+    edit(path, lambda rows: rows[0]["segmentations"].__setitem__(0, mask))
+    (line,) = check_predictions(tmp_path / "out", dataset)
+    assert line.startswith(f"video {dataset[0].id}: {path}: result 0 ")
+    assert "mask" in line or "not of YouTube-VIS's form" in line
+
+
+def test_runs_of_true_masks_fill_their_frames():
+    from vlkd.data.predictions.rows import _lengths
+
+    rng = np.random.default_rng(0)
+    for level in np.linspace(0, 1, 21):
+        height, width = (int(side) for side in rng.integers(1, 60, 2))
+        mask = rng.random((height, width)) < level
+        flat = np.concatenate(([False], mask.T.ravel()))  # the first run is of nothing
+        edges = np.flatnonzero(np.diff(flat)), [mask.size]
+        assert np.array_equal(
+            _lengths(encode_mask(mask)["counts"]), np.diff(np.concatenate(edges), prepend=0)
+        )
+    assert _lengths(encode_mask(np.zeros((3000, 4000), bool))["counts"]).tolist() == [12_000_000]
+
+
+@pytest.mark.parametrize("score", [None, "0.5", float("inf")])
+def test_scores_are_numbers(tmp_path, score):
+    dataset = world("lvvis", tmp_path)
+    write_truth(dataset, tmp_path / "out")
+    path = tmp_path / "out" / "tracks" / f"{dataset[0].id}.json"
+    edit(path, lambda rows: rows[0].update(score=score))
+    assert check_predictions(tmp_path / "out", dataset) == [
+        f"video {dataset[0].id}: {path}: result 0 has the score {score!r}, not a finite number"
+    ]
+
+
+@pytest.mark.parametrize("key", ["names", "settings", "machine"])
+def test_a_header_of_another_form(tmp_path, key):
+    dataset = world("vspw", tmp_path)
+    write_truth(dataset, tmp_path / "out")
+    path = tmp_path / "out" / "predictions.json"
+    edit(path, lambda header: header.update({key: 5}))
+    (line,) = check_predictions(tmp_path / "out", dataset)
+    assert line.startswith(f"{path}: {key}: expected ")
+
+
+@pytest.mark.parametrize("ms", [None, ["a"], 3])
+def test_times_that_are_none(tmp_path, ms):
+    dataset = world("vspw", tmp_path)
+    write_truth(dataset, tmp_path / "out")
+    path = tmp_path / "out" / "videos" / f"{dataset[0].id}.json"
+    edit(path, lambda done: done.update(ms=ms))
+    (line,) = check_predictions(tmp_path / "out", dataset)
+    assert line.startswith(f"video {dataset[0].id}: {path}: ms: expected a list of numbers")
+
+
+@pytest.mark.parametrize("id", [10**20, -1])
+def test_ids_that_no_colour_has(tmp_path, id):
+    dataset = world("vipseg_720p", tmp_path)
+    write_truth(dataset, tmp_path / "out")
+    path = tmp_path / "out" / "panoptic" / f"{dataset[0].id}.json"
+    edit(path, lambda found: found["annotations"][0]["segments_info"].append({"id": id, "category_id": 1}))
+    (line,) = check_predictions(tmp_path / "out", dataset)
+    assert line.startswith(f"video {dataset[0].id}: {path}: ") and f"id {id}; expected 1 to 16777215" in line

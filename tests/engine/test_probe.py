@@ -193,6 +193,8 @@ def test_what_does_not_fit_is_told_in_one_line(run: Any, folder: Path, tmp_path:
     strange.write_text("here is a red zebra\n")
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
+    long = tmp_path / "long.txt"
+    long.write_text("a red thing\n" + "a red thing " * 43 + "\n")
     for words, message in (
         ((foreign,), "holds a classifier, expected a bundle of vidlankd"),
         ((toy,), "learned on vlkd.data.TextData; the probes ask for words of the lexicon"),
@@ -201,9 +203,24 @@ def test_what_does_not_fit_is_told_in_one_line(run: Any, folder: Path, tmp_path:
         ((elsewhere, "--teacher", two), "is not that of"),
         ((one, "--sentences", strange), "strange.txt:1: 'zebra' is no word of this lexicon"),
         ((one, "--sentences", empty), "holds no sentence"),
+        ((one, "--sentences", long), "long.txt: a sentence of 129 words, "),
         ((one, "--sentences", tmp_path / "none.txt"), "none.txt: cannot be read"),
         ((tmp_path / "none.safetensors",), "no such file"),
     ):
         code, _, err, found = run(*words)
         assert code == 2 and not found, message
         assert_one_line(err, message)
+
+
+def test_results_do_not_go_where_a_file_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    code = main(["probe", str(folder / "alone.safetensors"), "--out", str(tmp_path / "file")])
+    assert code == 2 and (tmp_path / "file").read_text() == "kept"
+    assert_one_line(capsys.readouterr().err, "file: is a file; give a folder")
+
+
+def test_sentences_may_have_a_byte_order_mark(run: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_bytes(b"\xef\xbb\xbfhere is a red thing\r\n")
+    assert run(folder / "student.safetensors", "--sentences", tmp_path / "s.txt")[0] == 0

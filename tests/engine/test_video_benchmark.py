@@ -187,6 +187,36 @@ def test_protocol_says_how_it_was_predicted(tmp_path, capsys):
     assert "on pear" in text and found["title"] == "bench: mine"
 
 
+def test_pictures_are_of_what_is_scored(tmp_path, capsys):
+    write_truth(world("vipseg_720p", tmp_path), tmp_path / "pred")
+    shutil.rmtree(tmp_path / "pred" / "semantic" / "1000001")  # not asked for, so not looked at
+    config = config_of(tmp_path, "vipseg", scores=["VPQ", "AP"], vpq_windows=[9])
+    found, _ = scored(capsys, config, tmp_path / "pred", tmp_path / "out")
+    assert found["scores"]["VPQ"] is None  # videos have five frames
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure>") == 2 and "Best videos by AP" in page
+
+
+def test_a_subset_that_leaves_no_label_is_said(tmp_path, capsys):
+    dataset = world("vspw", tmp_path)
+    absent = next(k for k in range(46) if not any(k in record.categories() for record in dataset))
+    choice = {"subset": "ignore", "base": [dataset.names[absent]]}
+    write_truth(dataset, tmp_path / "pred")
+    config = config_of(tmp_path, "vspw", dataset=choice)
+    code, _, err = run(capsys, config, "--predictions", tmp_path / "pred", "--out", tmp_path / "out")
+    assert code == 2
+    assert_one_line(err, "no frame with labels is left")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_said(tmp_path, capsys):
+    write_truth(world("camvid", tmp_path), tmp_path / "pred")
+    config = config_of(tmp_path, "camvid")
+    code, _, err = run(capsys, config, "--predictions", tmp_path / "pred", "--out", config)
+    assert code == 2
+    assert_one_line(err, f"{config}: cannot be made")
+
+
 def test_withheld_labels_are_said(tmp_path, capsys):
     write_world("vspw", tmp_path / "data", "test", 1, 3, SIZE)
     dataset = open_dataset("vspw", tmp_path / "data", "test")
@@ -296,6 +326,15 @@ def test_flow_consistency_with_weights(tmp_path, capsys, monkeypatch):
     assert code == 2
     assert_one_line(err, "raft.pth: no such file")
     weights.touch()
+    with monkeypatch.context() as patch:
+
+        def refused(*given):
+            raise UserError("raft.pth: not weights")
+
+        patch.setattr(vlkd.models.flow, "build_flow", refused)
+        config = config_of(tmp_path, "vspw")
+        code, out, _ = run(capsys, config, "--predictions", tmp_path / "pred", "--check", *words)
+        assert (code, out) == (1, "raft.pth: not weights\n")
     found, _ = scored(capsys, config_of(tmp_path, "vspw"), tmp_path / "pred", tmp_path / "out", *words)
     # What flows in at the border is class 0 by the official rule, so that a little agrees.
     assert set(found["scores"]) == {"TC"} and 0 < found["scores"]["TC"] < 0.05
@@ -429,6 +468,10 @@ WRONG = [
     (("--benchmark.scores=[VPK]",), "did you mean VPQ?"),
     (("--benchmark.size=large",), "benchmark.size: expected int or null"),
     (("--benchmark.readers=0",), "benchmark.readers: expected 1 or more"),
+    (("--benchmark.object_threshold=5",), "benchmark.object_threshold: expected 0 to 1"),
+    (("--benchmark.hota_floor=-1",), "benchmark.hota_floor: expected 0 to 1"),
+    (("--benchmark.world.videos=-1",), "benchmark.world: expected 0 videos or more"),
+    (("--benchmark.world.size=[0, 5]",), "of 1 pixel or more"),
     (("--benchmark.scores=[HOTA]",), "benchmark.scores: HOTA needs labels that vipseg does not have"),
     (("--benchmark.scores=[TC]",), "benchmark.scores: TC needs benchmark.flow"),
     (("--benchmark.dataset.split=vall",), "no split 'vall'"),

@@ -134,6 +134,57 @@ def test_other_settings_do_not_mix(tmp_path, capsys, config, bundle):
     assert not (out / "predictions" / "panoptic").exists()
 
 
+@pytest.mark.parametrize("change", ["world.seed=1", "world.frames=5", "dataset.split=train"])
+def test_other_videos_of_the_same_ids_do_not_mix(tmp_path, capsys, config, bundle, change):
+    out = tmp_path / "out"
+    words = (config, "--out", out, "--benchmark.scores=[mIoU]")
+    assert run(capsys, *words, "--model", bundle)[0] == 0
+    code, _, err = run(capsys, *words, "--model", bundle, f"--benchmark.{change}")
+    assert code == 2
+    assert_one_line(err, "predicted on was 'vipseg val, the world of videos 3, frames 4")
+    code, _, err = run(
+        capsys, config, "--predictions", out / "predictions", f"--benchmark.{change}", "--out", tmp_path / "x"
+    )
+    assert code == 2
+    assert_one_line(err, "but the benchmark is vipseg")
+
+
+def test_another_subset_is_not_continued_but_scored(tmp_path, capsys, config, bundle):
+    words = (config, "--out", tmp_path / "out", "--benchmark.scores=[mIoU]")
+    assert run(capsys, *words, "--model", bundle, "--benchmark.dataset.subset=ignore")[0] == 0
+    other = "--benchmark.dataset.subset=val_base"  # asks for the same names, may drop other frames
+    code, _, err = run(capsys, *words, "--model", bundle, other)
+    assert code == 2
+    assert_one_line(err, "predicted subset was 'ignore' and is 'val_base'")
+    assert run(capsys, *words, "--predictions", tmp_path / "out" / "predictions", other)[0] == 0
+
+
+def test_videos_without_a_frame_do_not_stop_it(tmp_path, capsys, config, bundle):
+    dataset = open_benchmark(read_settings(config))
+    first, *others = (record.categories() for record in dataset)
+    only = next(k for k in sorted(set().union(*others)) if k not in first)
+    words = ("--benchmark.dataset.subset=ignore", f"--benchmark.dataset.base=[{dataset.names[only]}]")
+    novel = [name for name in dataset.names if name != dataset.names[only]]
+    words = (*words, f"--benchmark.dataset.novel=[{','.join(novel)}]")
+    code, text, err = run(capsys, config, "--model", bundle, "--out", tmp_path / "out", *words)
+    assert code == 0, err
+    assert "1000000: 0 frames\n" in text and "1000000" not in scores_in(tmp_path / "out")["videos"]
+
+
+def test_speed_is_of_the_device_and_the_machine_that_predicted(tmp_path, capsys, config, bundle, monkeypatch):
+    import platform
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card that was not used")
+    words = (config, "--model", bundle, "--out", tmp_path / "out", "--benchmark.scores=[mIoU]")
+    assert run(capsys, *words)[0] == 0
+    before = scores_in(tmp_path / "out")["speed"]
+    assert before["machine"]["device"] == platform.machine()
+    monkeypatch.setattr(platform, "machine", lambda: "another")
+    assert run(capsys, *words)[0] == 0  # nothing is left to be predicted
+    assert scores_in(tmp_path / "out")["speed"] == before
+
+
 def test_val_novel_asks_for_the_novel_names_alone(tmp_path, capsys, config, bundle):
     out, subset = tmp_path / "out", "--benchmark.dataset.subset=val_novel"
     code, _, err = run(capsys, config, "--model", bundle, "--out", out, subset)

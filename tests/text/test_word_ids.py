@@ -72,6 +72,7 @@ def test_a_vocabulary_file_of_bert_is_read(tmp_path: Path) -> None:
 
 def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.json").write_text("{}")
+    (tmp_path / "bytes.json").write_bytes(b"\xff")
     (tmp_path / "maskless.json").write_text(
         tokenizer_text(build_tokenizer(TEXTS)).replace("[MASK]", "[OTHER]")
     )
@@ -82,6 +83,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (lambda: build_tokenizer(TEXTS, kind="letters"), "kind 'letters' is unknown"),  # type: ignore[arg-type]
         (lambda: load_tokenizer(tmp_path), "holds no tokenizer; expected tokenizer.json or vocab.txt"),
         (lambda: load_tokenizer(tmp_path / "bad.json"), r"bad\.json: not a tokenizer"),
+        (lambda: load_tokenizer(tmp_path / "bytes.json"), r"bytes\.json: not a tokenizer"),
         (lambda: load_tokenizer(tmp_path / "maskless.json"), "a tokenizer without .MASK.; expected"),
         (lambda: check_same_tokenizer(one, other, ("a", "b")), r"tokenizer of a \(\d+ tokens\) is not"),
     ]

@@ -25,15 +25,16 @@ _SHOWN = 2  # clips under a token
 
 def probe(argv: Sequence[str]) -> int:
     """Prints P1, P2 and P5 with chance beside them; writes probes.json and, with a teacher, sheet.html."""
+    arguments = _parser().parse_args(argv)  # before torch is imported: --help answers at once
     from vlkd.data.lexicon.probing import chance
-    from vlkd.data.lexicon.words import read_sentences
     from vlkd.engine.tables import Table
 
-    arguments = _parser().parse_args(argv)
+    if arguments.out and Path(arguments.out).is_file():
+        raise UserError(f"--out {arguments.out}: is a file; give a folder")
     models = _models(arguments.student, arguments.teacher)
     first = next(iter(models.values()))
     data = _world(first)
-    sentences = read_sentences(arguments.sentences, data.lexicon) if arguments.sentences else None
+    sentences = _sentences(arguments.sentences, data, models) if arguments.sentences else None
     bank: Any = _world(models["teacher"]) if "teacher" in models else None
     scores = {name: data.probe_scores(model.states) for name, model in models.items()}
     searching, notes = _searching(models, bank)
@@ -120,6 +121,20 @@ def _world(model: Probed) -> Any:
             "probes ask for words of the lexicon (LexiconData, LexiconVideoData)"
         )
     return getattr(vlkd.data, name)(**section.get("init_args", {}))
+
+
+def _sentences(path: str, data: Any, models: dict[str, Probed]) -> list[str]:
+    """Lines of a file. Raises UserError for what the models cannot read."""
+    from vlkd.data.lexicon.words import read_sentences
+
+    found = read_sentences(path, data.lexicon)
+    room = min(model.language.positions for model in models.values()) - 2  # [CLS] and [SEP]
+    longest = max(found, key=lambda line: len(line.split()))
+    if len(longest.split()) > room:
+        raise UserError(
+            f"{path}: a sentence of {len(longest.split())} words, {longest[:40]!r}...; the models read {room}"
+        )
+    return found
 
 
 def _searching(

@@ -98,6 +98,12 @@ def build_task_model(init: str, task: Task, tokenizer: Any = None, dropout: floa
     return found
 
 
+def task_of(card: Mapping[str, Any]) -> Task:
+    """What the card of a bundle of this kind says that it was trained for."""
+    facts = card["architecture"]["task"]
+    return Task(facts["head"], tuple(facts["labels"]))
+
+
 def task_model_of(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str = "bundle"
 ) -> TaskModel:
@@ -106,7 +112,7 @@ def task_model_of(
         raise UserError(f"{source}: holds a {card['kind']}, expected a bundle of kind {KIND!r}")
     facts = card["architecture"]
     tokenizer = tokenizer_of_text(tensors[TOKENIZER].numpy().tobytes().decode("utf-8"), source)
-    task = Task(facts["task"]["head"], tuple(facts["task"]["labels"]))
+    task = task_of(card)
     # What is random now is overwritten: it must not shift the random numbers of a run.
     with torch.random.fork_rng(devices=[]):
         network = _network(facts["language"]["config"], task)
@@ -146,8 +152,11 @@ def _network(arguments: Mapping[str, Any], task: Task) -> Any:
 def _start(init: str, tokenizer: Any, dropout: float | None) -> LanguageModel:
     """The model to begin with: of a bundle of this kind, or any language model."""
     path = Path(init).expanduser()
-    is_bundle = init in Zoo.open().entries or (path.exists() and not (path / "config.json").is_file())
-    if init in SIZES or not is_bundle or read_card(resolve(init))["kind"] != KIND:
+    # The manifest last: an installation may have none, and a size or a local file needs none.
+    is_bundle = init not in SIZES and (
+        not (path / "config.json").is_file() if path.exists() else init in Zoo.open().entries
+    )
+    if not is_bundle or read_card(resolve(init))["kind"] != KIND:
         with _quiet():
             return build_language_model(init, tokenizer, dropout)
     found = load_task_model(init)

@@ -74,7 +74,11 @@ def load_tokenizer(folder: str | Path, max_length: int | None = None) -> Any:
     path = Path(folder).expanduser()
     library = transformers_library()
     if path.is_file() and path.suffix == ".json":
-        return tokenizer_of_text(path.read_text(encoding="utf-8"), str(path), max_length or 512)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a tokenizer ({error})") from None
+        return tokenizer_of_text(text, str(path), max_length or 512)
     if not any((path / name).is_file() for name in (FILE, "vocab.txt")):
         raise UserError(f"{path}: holds no tokenizer; expected {FILE} or vocab.txt of a transformers folder")
     try:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 import yaml
-from commands import train_in_processes
+from commands import assert_one_line, train_in_processes
 from exactness import assert_resume_is_exact
 from toy_downstream import TASKS, build, tokenizer, write
 from toy_language import fit
@@ -135,6 +135,13 @@ def test_the_pooler_of_a_folder_and_of_a_task_is_kept(tmp_path: Path) -> None:
         assert not torch.equal(found.model.classifier.weight, first.model.classifier.weight[:1])
 
 
+def test_a_start_on_this_machine_needs_no_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = student(tmp_path)
+    monkeypatch.setenv("VLKD_ZOO", str(tmp_path / "nowhere"))
+    for init in ("tiny", str(path)):
+        assert build_task_model(init, Task("regression"), tokenizer()).positions == 128
+
+
 def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     section = write("glue_sst2", tmp_path)
     other = student(tmp_path, build_tokenizer(["other words"]))
@@ -202,6 +209,19 @@ def test_a_config_scores_a_run_and_a_bundle(tmp_path: Path) -> None:
         assert main(["test", str(path), "--ckpt", str(weights), "--out", str(tmp_path / name)]) == 0
         found = yaml.safe_load((tmp_path / name / "record.json").read_text())["scores"]
         assert found == pytest.approx(read_card(bundle)["scores"])
+
+
+def test_a_bundle_of_another_task_with_as_many_classes_is_not_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, out = tokenizer(), str(tmp_path / "out")
+    method = FineTune(build_task_model("tiny", Task("classes", ("no", "yes")), words))
+    card, tensors = method.bundle()
+    path = save_bundle(tmp_path / "other.safetensors", {"name": "other", **card}, tensors)
+    given = config("tracie", tmp_path, str(student(tmp_path)))
+    assert main(["test", str(given), "--ckpt", str(path), "--out", out]) == 2
+    message = "trained for classes (no, yes), the data ask for classes (contradiction, entailment)"
+    assert_one_line(capsys.readouterr().err, message)
 
 
 @pytest.mark.slow

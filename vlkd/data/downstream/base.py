@@ -260,8 +260,13 @@ class TextTask(DownstreamData):
         }
 
 
-def usable(texts: Texts, source: str) -> Texts:
-    """The texts themselves. Raises UserError where there are none."""
+def usable(texts: Texts, source: str, problems: Sequence[str]) -> Texts:
+    """The texts themselves. Raises UserError where there are none, with the first of the problems."""
     if not texts.labels:
-        raise UserError(f"{source}: holds no usable line")
+        raise UserError(f"{source}: holds no usable line{first_of(problems)}")
     return texts
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """The first of the problems after a semicolon, nothing where there are none."""
+    return f"; {problems[0]}" if problems else ""

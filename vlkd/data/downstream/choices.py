@@ -77,7 +77,7 @@ class SwagData(ChoiceTask):
         for place, row in csv_rows(path, ["sent1", "sent2", *endings, "label"], problems):
             choices = [f"{row['sent2']} {row[ending]}".strip() for ending in endings]
             self.add(found, row["sent1"].strip(), choices, row["label"].strip(), place, problems, split)
-        return usable(found, str(path))
+        return usable(found, str(path), problems)
 
 
 class PiqaData(ChoiceTask):
@@ -124,4 +124,4 @@ class PiqaData(ChoiceTask):
             choices = [row["sol1"].strip(), row["sol2"].strip()]
             place = f"{answers}:{number}" if labels[number - 1].strip() not in self.label_names else place
             self.add(found, row["goal"].strip(), choices, labels[number - 1].strip(), place, problems, split)
-        return usable(found, str(path))
+        return usable(found, str(path), problems)

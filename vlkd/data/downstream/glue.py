@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vlkd.data.downstream.base import Head, Split, Texts, TextTask, usable
 from vlkd.data.downstream.lines import tsv_rows
+from vlkd.data.video_text.base import say
 from vlkd.errors import UserError
 from vlkd.metrics.language import f1, label_accuracy, matthews, pearson, spearman
 from vlkd.text.names import nearest_hint
@@ -28,7 +29,8 @@ _CATEGORIES = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Kn
 class Task:
     """Where a task's texts and labels stand. labels: as written in the files, none for a similarity.
 
-    val: file of each part of the validation. header: of files that have none.
+    val: file of each part of the validation. header: of files that have none. torn: the published files hold
+    lines broken in two, which other readers leave out too.
     """
 
     folder: str
@@ -38,6 +40,7 @@ class Task:
     metrics: Mapping[str, Metric]
     val: tuple[tuple[str, str], ...] = (("", "dev.tsv"),)
     header: tuple[str, ...] | None = None
+    torn: bool = False
 
 
 TASKS = {
@@ -51,7 +54,7 @@ TASKS = {
     ),
     "sst2": Task("SST-2", ("sentence",), "label", _BOOL, ACCURACY),
     "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", _BOOL, ACCURACY | {"f1": f1}),
-    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", _BOOL, ACCURACY | {"f1": f1}),
+    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", _BOOL, ACCURACY | {"f1": f1}, torn=True),
     "stsb": Task("STS-B", _FIRST_TWO, "score", (), {"pearson": pearson, "spearman": spearman}),
     "mnli": Task(
         "MNLI",
@@ -126,14 +129,15 @@ class GlueData(TextTask):
         if len(parts) > 1:
             for k, (name, _) in enumerate(parts):
                 found.groups[name] = [k == j for j, count in enumerate(counts) for _ in range(count)]
-        return usable(found, f"{self.root / task.folder} ({split})")
+        return usable(found, f"{self.root / task.folder} ({split})", problems)
 
     def _read_file(self, task: Task, split: Split, file: str, found: Texts, problems: list[str]) -> int:
         """Adds a file's questions to those found; how many."""
         path, before = self.root / task.folder / file, len(found.labels)
         tagged = _CATEGORIES if task.folder == "diagnostic" else ()
         columns = (*task.texts, task.label, *tagged)
-        for place, row in tsv_rows(path, columns, problems, task.header):
+        torn: list[str] = []
+        for place, row in tsv_rows(path, columns, torn if task.torn else problems, task.header):
             texts = [row[name].strip() for name in task.texts]
             label = _label(row[task.label].strip(), task.labels)
             if label is None:
@@ -149,6 +153,8 @@ class GlueData(TextTask):
                     found.second.append(texts[1])
                 found.labels.append(label)
                 _tag(found, {name: row[name] for name in tagged})
+        if torn:
+            say([f"{torn[0]}; {len(torn)} broken line(s) left out, as by other readers of {task.folder}"])
         return len(found.labels) - before
 
 

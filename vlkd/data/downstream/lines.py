@@ -49,19 +49,25 @@ def tsv_rows(
 
 
 def csv_rows(path: Path, columns: Sequence[str], problems: list[str]) -> Iterator[Row]:
-    """Rows of a comma-separated file with quotes and a header. As `tsv_rows`."""
+    """Rows of a comma-separated file with quotes and a header, named by the line where they begin.
+
+    As `tsv_rows`; a quote that is not closed ends it, because it would take the lines after it.
+    """
     text = read_text(path, f"not found; expected a CSV with the columns {', '.join(columns)}")
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    number = 1
     try:
         header = next(reader, [])
         _check_header(path, header, columns)
+        number = reader.line_num + 1
         for values in reader:
             if len(values) != len(header):
-                problems.append(f"{path}:{reader.line_num}: {len(values)} values, expected {len(header)}")
-                continue
-            yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
+                problems.append(f"{path}:{number}: {len(values)} values, expected {len(header)}")
+            else:
+                yield f"{path}:{number}", dict(zip(header, values, strict=True))
+            number = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not a CSV ({error})") from None
+        raise UserError(f"{path}:{number}: not a CSV ({error})") from None
 
 
 def json_rows(path: Path, columns: Sequence[str], problems: list[str]) -> Iterator[Row]:

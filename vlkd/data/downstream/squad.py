@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd.cache import cache_key
-from vlkd.data.downstream.base import DownstreamData, Head, Sequence1, Split, TokenRows, parts
+from vlkd.data.downstream.base import DownstreamData, Head, Sequence1, Split, TokenRows, first_of, parts
 from vlkd.data.files import read_text
 from vlkd.errors import UserError
 from vlkd.metrics.language import squad_scores
@@ -186,7 +186,7 @@ class SquadData(DownstreamData):
                 else:
                     found.questions.append(question)
         if not found.questions:
-            raise UserError(f"{path}: holds no usable question")
+            raise UserError(f"{path}: holds no usable question{first_of(problems)}")
         return found
 
     def _problem(self, question: Question, context: str, split: Split) -> str:

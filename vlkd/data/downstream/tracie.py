@@ -73,7 +73,7 @@ class TracieData(TextTask):
                 found.labels.append(self.label_names.index(label))
                 starts.append("starts before" in query or "starts after" in query)
         found.groups = {"start": starts, "end": [not start for start in starts]}
-        return usable(found, str(path))
+        return usable(found, str(path), problems)
 
     def scores(self, answers: Tensor, seen: Tensor) -> dict[str, float]:
         """As in the base, and `story`."""

@@ -136,7 +136,7 @@ class Lexicon:
 def read_sentences(path: str | Path, lexicon: Lexicon) -> list[str]:
     """The lines of a text file. Raises UserError for a word that the lexicon does not have, and for none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{path}: cannot be read as text ({problem})") from None
     known = lexicon.vocabulary()

@@ -116,6 +116,7 @@ def _names(predictions: Predictions, record: VideoRecord, forms: Sequence[Form])
     if (predictions.root / DONE).is_dir() and not done.is_file():
         yield f"video {record.id}: {done}: not found, so its prediction is not finished; continue it"
         return
+    predictions.ms(record)
     wanted = stems(record)
     whole = stems(record.record) if isinstance(record, VideoView) else wanted
     for form in forms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,19 @@ from vlkd.data.predictions.layout import (
     FORMAT,
     FORMS,
     HEADER,
+    LARGEST,
     WHOLE,
     json_file,
     png_folder,
     stems,
 )
+from vlkd.data.predictions.rows import row_fault
 from vlkd.data.sample import Segment, void_label
 from vlkd.data.video import VideoDataset, VideoRecord
 from vlkd.data.video.record import Form
 from vlkd.errors import UserError
+
+HEADER_ENTRIES = {"names": list, "settings": dict, "machine": dict}
 
 
 class Predictions:
@@ -39,6 +43,10 @@ class Predictions:
         self.header: dict[str, Any] = read_json(self.root / HEADER) if (self.root / HEADER).is_file() else {}
         if (version := self.header.get("format", FORMAT)) != FORMAT:
             raise UserError(f"{self.root / HEADER}: format {version!r}; this version reads {FORMAT}")
+        for key, kind in HEADER_ENTRIES.items():
+            if not isinstance(self.header.get(key, kind()), kind):
+                expected = "a list" if kind is list else "an object"
+                raise UserError(f"{self.root / HEADER}: {key}: expected {expected}; correct or remove it")
         names = self.header.get("names")
         if names is not None and list(names) != list(dataset.names):
             raise UserError(
@@ -63,9 +71,12 @@ class Predictions:
         return png_folder(self.root, form, record.id).is_dir()
 
     def ms(self, record: VideoRecord) -> list[float]:
-        """Milliseconds (T,) spent on each frame; [] where that was not kept."""
+        """Milliseconds (T,) spent on each frame; [] where that was not kept. Raises UserError for others."""
         path = json_file(self.root, DONE, record.id)
-        return [float(ms) for ms in read_json(path).get("ms", ())] if path.is_file() else []
+        ms = _named(record, read_json, path).get("ms", []) if path.is_file() else []
+        if not isinstance(ms, list) or not all(isinstance(one, int | float) for one in ms):
+            raise UserError(f"video {record.id}: {path}: ms: expected a list of numbers, one for each frame")
+        return [float(one) for one in ms]
 
     def semantic(self, record: VideoRecord) -> NDArray[Any]:
         """Class indices (T,H,W), uint8 or uint16, void_label(K) where nothing was predicted.
@@ -133,6 +144,10 @@ class Predictions:
         first: dict[int, int] = {}
         for stem in wanted:
             for segment in listed[stem]:
+                if not 0 <= segment.id <= LARGEST:
+                    raise UserError(
+                        f"video {record.id}: {source}: frame {stem}: id {segment.id}; expected 1 to {LARGEST}"
+                    )
                 if first.setdefault(segment.id, segment.category) != segment.category:
                     old, new = record.names[first[segment.id]], record.names[segment.category]
                     raise UserError(
@@ -162,7 +177,7 @@ class Predictions:
                 raise UserError(f"video {record.id}: {json_file(self.root, 'tracks', record.id)}: not found")
             rows = self._all_results.get(record.video_id, [])
         for number, row in enumerate(rows):
-            if fault := self._row_fault(record, row):
+            if fault := row_fault(record, row, self._class_of):
                 raise UserError(f"video {record.id}: {path}: result {number} {fault}")
         return rows
 
@@ -204,26 +219,6 @@ class Predictions:
             raise UserError(f"video {record.id}: {source}: no list of annotations in it")
         return content["annotations"]
 
-    def _row_fault(self, record: VideoRecord, row: Mapping[str, Any]) -> str:
-        """What is wrong with a row of results, "" when nothing."""
-        try:
-            if row["video_id"] != record.video_id:
-                return f"is for video {row['video_id']!r}, expected {record.video_id!r}"
-            if row["category_id"] not in self._class_of:
-                return f"has category_id {row['category_id']}, which is in no category"
-            if not np.isfinite(float(row["score"])):
-                return f"has the score {row['score']}"
-            if (count := len(row["segmentations"])) != len(record):
-                return f"has {count} segmentations, but the video has {len(record)} frames"
-            masks = [mask for mask in row["segmentations"] if isinstance(mask, dict)]
-            if not all(isinstance(mask["counts"], str | list) for mask in masks):
-                return "has a mask whose counts are neither a string nor a list"
-            sizes = [mask["size"] for mask in masks]
-        except (KeyError, TypeError, ValueError) as error:
-            return f"is not of YouTube-VIS's form (missing or wrong entry {error})"
-        wrong = next((size for size in sizes if tuple(size) != record.size), None)
-        return f"has a mask of size {wrong}, but the video has {list(record.size)}" if wrong else ""
-
     def _is_complete(self, record: VideoRecord) -> bool:
         if (self.root / DONE).is_dir():
             return json_file(self.root, DONE, record.id).is_file()
@@ -240,7 +235,8 @@ def _grouped(rows: Iterable[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
     """Rows of results by their video_id."""
     found: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row.get("video_id") if isinstance(row, dict) else None, []).append(row)
+        id = row.get("video_id") if isinstance(row, dict) else None
+        found.setdefault(id if isinstance(id, int | str) else str(id), []).append(row)
     return found
 
 

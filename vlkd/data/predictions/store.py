@@ -60,7 +60,7 @@ class PredictionWriter:
         self.root, self.forms = Path(root), tuple(form for form in FORMS if form in forms)
         facts = {"format": FORMAT, "names": list(dataset.names), "forms": list(self.forms)}
         self.header = {"settings": {}, **header, **facts}
-        self._prepare(overwrite)
+        self._prepare(dataset, overwrite)
 
     def is_done(self, record: VideoRecord) -> bool:
         """Whether everything of the video is there."""
@@ -74,7 +74,7 @@ class PredictionWriter:
         yield sink
         sink.finish()
 
-    def _prepare(self, overwrite: bool) -> None:
+    def _prepare(self, dataset: VideoDataset, overwrite: bool) -> None:
         path = self.root / HEADER
         parts = [self.root / name for name in (DONE, *FORMS)]  # deleted in this order: nothing stays done
         if path.is_file():
@@ -87,6 +87,8 @@ class PredictionWriter:
                 )
             for part in parts if overwrite else ():
                 shutil.rmtree(part, ignore_errors=True)
+            if all(self.is_done(record) for record in dataset):
+                self.header = found  # nothing is left to be predicted, here and now or otherwise
         elif used := [part for part in parts if part.exists()]:
             raise UserError(
                 f"{used[0]} is there, but no {HEADER}: not a folder that predictions were written to; "

@@ -129,14 +129,15 @@ class FlowConsistency(MetricMeasure):
     def add(self, pair: Pair) -> None:
         assert self.settings.flow
         frames = map(pair.record.frame, pair.record.labelled)
-        self.metric.update(pair.semantic[1], frames, _flow(self.settings.flow, self.settings.device))
+        self.metric.update(pair.semantic[1], frames, flow_of(self.settings.flow, self.settings.device))
 
     def scores(self) -> dict[str, float]:
         return self.metric.compute()
 
 
 @lru_cache(maxsize=1)
-def _flow(weights: str, device: str) -> Any:
+def flow_of(weights: str, device: str) -> Any:
+    """The optical flow of a file of weights, see build_flow; the last one is kept. Raises UserError."""
     from vlkd.infer import build_flow
 
     return build_flow(weights, device)

@@ -41,14 +41,16 @@ def best_and_worst(
     dataset: VideoDataset,
     predictions: Predictions,
     settings: Benchmark,
+    forms: Collection[str],
     videos: dict[str, dict[str, float]],
     count: int = 3,
 ) -> tuple[str, list[Strip], list[Strip]]:
     """The score that ranks, and a frame of each of the `count` best and worst videos.
 
-    Of a video the frame is shown that is best, or worst; where labels are tracks, the fullest one.
+    Of a video the frame is shown that is best, or worst; where labels are tracks, the fullest one. Of the
+    predictions only `forms` are looked at: others may be there and not be whole.
     """
-    score = next((s for s in RANKED_BY if any(s in found for found in videos.values())), "")
+    score = next((s for s in RANKED_BY if any(np.isfinite(v.get(s, np.nan)) for v in videos.values())), "")
     at = {record.id: i for i, record in enumerate(dataset)}
     values = {id: found[score] for id, found in videos.items() if np.isfinite(found.get(score, np.nan))}
     order = sorted(values, key=lambda id: values[id])
@@ -59,7 +61,7 @@ def best_and_worst(
     def strips(ids: Sequence[str], choose: Callable[[Any], Any]) -> list[Strip]:
         pairs = [Pair(at[id], dataset[at[id]], predictions) for id in ids]
         return [
-            _strip(pair, predictions.forms, settings, f"{score} {values[id]:.3g}", choose)
+            _strip(pair, forms, settings, f"{score} {values[id]:.3g}", choose)
             for id, pair in zip(ids, pairs, strict=True)
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,21 @@ from vlkd.data.sample import void_label
 from vlkd.data.video.record import Form
 from vlkd.engine.video_benchmark.settings import FORM_OF, Benchmark
 from vlkd.engine.video_benchmark.videos import ahead, label_type
-from vlkd.errors import UserError
 
 if TYPE_CHECKING:
     from vlkd.data.predictions import PredictionWriter
     from vlkd.data.video import VideoDataset, VideoRecord
     from vlkd.infer.video_predictor import VideoPredictor
+
+
+PREDICTED_ON = "predicted on"  # the header's entry
+
+
+def predicted_on(settings: Benchmark) -> str:
+    """The data but for their place: videos of another split, or of another world, may have the same ids."""
+    facts = asdict(settings.world) if settings.world.videos else {}
+    world = f", the world of {', '.join(f'{key} {value}' for key, value in facts.items())}" if facts else ""
+    return f"{settings.dataset.kind} {settings.dataset.split}{world}"
 
 
 class Asked:
@@ -61,10 +71,12 @@ def load_model(path: Path, settings: Benchmark, asked: Asked) -> VideoPredictor:
 
 
 def how_predicted(path: Path, predictor: VideoPredictor, settings: Benchmark, asked: Asked) -> dict[str, Any]:
-    """What the predictions depend on, but for the classes' number and the data."""
+    """What the predictions depend on, but for the classes' number and the place of the data."""
     from vlkd.engine.download import sha256
 
     return {
+        PREDICTED_ON: predicted_on(settings),
+        "predicted subset": settings.dataset.subset or "none",
         "model": str(predictor.predictor.card.get("name", path.stem)),
         "weights sha256": sha256(path),
         "prompts": ", ".join(predictor.predictor.templates),
@@ -109,7 +121,8 @@ def predict(
             except KeyboardInterrupt:
                 interrupted(progress, len(dataset) - len(todo) + done, len(dataset))
                 raise
-            print(f"{record.id}: {len(times)} frames, {median(times):.1f} ms a frame", flush=True)
+            speed = f", {median(times):.1f} ms a frame" if times else ""
+            print(f"{record.id}: {len(times)} frames{speed}", flush=True)
     return len(todo)
 
 
@@ -141,6 +154,4 @@ def _predict_video(
         if "tracks" in forms:
             tracks = session.tracks()
             sink.tracks([(asked.category(x.category), x.score, x.segmentations) for x in tracks])
-    if not times:
-        raise UserError(f"video {record.id}: it has no frames")
     return times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,13 +38,14 @@ def run_benchmark(arguments: argparse.Namespace, overrides: Sequence[str]) -> in
         return _check(arguments, settings)
     dataset = open_benchmark(settings)
     names = measured(settings, dataset[0])
+    _try_flow(settings, names)
     out = _out(arguments, config)
     if arguments.model:
         folder = out / PREDICTIONS
         _predict(arguments, settings, dataset, names, folder)
     else:
         folder = Path(arguments.predictions)
-        problems = _folder_problems(folder, dataset, names)
+        problems = _folder_problems(folder, settings, dataset, names)
         if problems:
             more = f" (and {len(problems) - 1} more: --check lists all)" if len(problems) > 1 else ""
             raise UserError(problems[0] + more)
@@ -65,7 +67,11 @@ def _predict(
     asked, path = Asked(dataset), resolve(arguments.model)
     predictor = load_model(path, settings, asked)
     how = how_predicted(path, predictor, settings, asked)
-    header = {"settings": how, "machine": machine(), "bundle": str(path)}
+    facts = machine()
+    if settings.device == "cpu":  # whatever else the machine has
+        facts["device"] = platform.machine()
+    _make(folder)
+    header = {"settings": how, "machine": facts, "bundle": str(path)}
     forms = forms_of(names)
     writer = PredictionWriter(folder, header, dataset, forms, overwrite=arguments.overwrite)
     predict(dataset, predictor, writer, settings, forms, asked)
@@ -78,6 +84,7 @@ def _score(
     from vlkd.engine.run_folder import command_line, write_versions
     from vlkd.engine.video_benchmark.html import page
     from vlkd.engine.video_benchmark.pictures import best_and_worst
+    from vlkd.engine.video_benchmark.predict import forms_of
     from vlkd.engine.video_benchmark.report import Result, speed_of, write_report
     from vlkd.engine.video_benchmark.score import protocol, score
 
@@ -87,9 +94,12 @@ def _score(
         print(f"labels of this split are withheld, nothing to score; predictions: {folder}")
         print("a file to submit: python -m vlkd data submit (docs/predictions.md)")
         return 0
+    if not any(record.labelled for record in dataset):
+        raise UserError(f"{dataset.source}: no frame with labels is left, so there is nothing to score")
+    _make(out)
     scorer = score(dataset, predictions, settings, names)
     how = dict(predictions.header.get("settings", {}))
-    if ASKED in how:
+    if isinstance(how.get(ASKED), list):
         how[ASKED] = f"{len(how[ASKED])} names"
     times = [predictions.ms(record) for record in dataset]
     result = Result(
@@ -107,7 +117,7 @@ def _score(
             "command": command_line(),
         },
     )
-    pictures = best_and_worst(dataset, predictions, settings, scorer.videos)
+    pictures = best_and_worst(dataset, predictions, settings, forms_of(names), scorer.videos)
     write_report(result, page(result, *pictures), out)
     write_versions(out / "versions.json", settings.world.seed, command_line())
     result.show()
@@ -124,14 +134,23 @@ def _check(arguments: argparse.Namespace, settings: Benchmark) -> int:
     try:
         dataset = open_benchmark(settings)
         names = measured(settings, dataset[0])
+        _try_flow(settings, names)
         if arguments.model:
             problems += _model_problems(arguments.model, settings, dataset)
         else:
-            problems += _folder_problems(Path(arguments.predictions), dataset, names)
+            problems += _folder_problems(Path(arguments.predictions), settings, dataset, names)
     except UserError as error:
         problems += [] if str(error).partition(" (and ")[0] in problems else [str(error)]
     print("\n".join(problems) or "nothing is wrong")
     return 1 if problems else 0
+
+
+def _try_flow(settings: Benchmark, names: Sequence[str]) -> None:
+    """Reads the weights of TC, so that wrong ones are said before anything is predicted."""
+    from vlkd.engine.video_benchmark.measures import flow_of
+
+    if "TC" in names and settings.flow:
+        flow_of(settings.flow, settings.device)
 
 
 def _model_problems(model: str, settings: Benchmark, dataset: VideoDataset) -> list[str]:
@@ -145,12 +164,18 @@ def _model_problems(model: str, settings: Benchmark, dataset: VideoDataset) -> l
     return []
 
 
-def _folder_problems(folder: Path, dataset: VideoDataset, names: Sequence[str]) -> list[str]:
+def _folder_problems(
+    folder: Path, settings: Benchmark, dataset: VideoDataset, names: Sequence[str]
+) -> list[str]:
     """What is wrong with predictions, one line each."""
     from vlkd.data.predictions import Predictions, check_predictions
-    from vlkd.engine.video_benchmark.predict import forms_of
+    from vlkd.engine.video_benchmark.predict import PREDICTED_ON, forms_of, predicted_on
 
-    scored, _ = _scored(names, Predictions(folder, dataset).forms)
+    predictions = Predictions(folder, dataset)
+    ours = predicted_on(settings)
+    if (theirs := predictions.header.get("settings", {}).get(PREDICTED_ON, ours)) != ours:
+        return [f"{folder}: predictions for {theirs}, but the benchmark is {ours}"]
+    scored, _ = _scored(names, predictions.forms)
     return check_predictions(folder, dataset, forms_of(scored))
 
 
@@ -172,10 +197,17 @@ def _scored(names: Sequence[str], forms: Sequence[str]) -> tuple[list[str], list
     return kept, [f"not scored: {', '.join(lost)}"] if lost else []
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
+
+
 def _out(arguments: argparse.Namespace, config: Path) -> Path:
     """--out, or a folder named by config and model, the same again, so that work goes on."""
     if arguments.out:
         return Path(arguments.out)
-    given = Path(arguments.model or arguments.predictions)
-    name = given.resolve().parent.name if given.name == PREDICTIONS else given.name
+    given = Path(arguments.model or arguments.predictions).resolve()
+    name = given.parent.name if given.name == PREDICTIONS else given.name
     return Path("runs") / "ovvs" / config.stem / name.removesuffix(".safetensors")

@@ -193,6 +193,11 @@ def _check(settings: Benchmark, name: str) -> None:
     for key, value in whole.items():
         if value < 1:
             raise UserError(f"{name}: {SECTION}.{key}: expected 1 or more")
+    for key in ("hota_floor", "object_threshold"):
+        if not 0 <= getattr(settings, key) <= 1:
+            raise UserError(f"{name}: {SECTION}.{key}: expected 0 to 1")
+    if settings.world.videos < 0 or min(settings.world.size) < 1:
+        raise UserError(f"{name}: {SECTION}.world: expected 0 videos or more, of 1 pixel or more each way")
     if settings.scores == []:
         raise UserError(f"{name}: {SECTION}.scores: the list is empty; known: {', '.join(FORM_OF)}")
 

@@ -10,12 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlkd.engine.bundle import load_bundle
+from vlkd.engine.bundle import load_bundle, read_card
 from vlkd.errors import UserError
 from vlkd.losses.precision import full
 from vlkd.methods.base import Distiller, Schedule
 from vlkd.models.language import SIZES, check_name, save_language_model
-from vlkd.models.language_task import Task, TaskModel, build_task_model, task_bundle, task_model_of
+from vlkd.models.language_task import (
+    KIND,
+    Task,
+    TaskModel,
+    build_task_model,
+    task_bundle,
+    task_model_of,
+    task_of,
+)
 
 FOLDER = "transformers"  # of a run: the model for every tool of that ecosystem
 
@@ -101,6 +109,14 @@ class FineTune(Distiller):
         if self.language is None:
             self._waiting = (dict(tensors), source)
             return
+        path = Path(source)  # else it says that the weights are a checkpoint's
+        card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else {}
+        # Checked first: the head of another task with as many classes fits.
+        if card.get("kind") == KIND and task_of(card) != self.language.task:
+            raise UserError(
+                f"{source}: trained for {_shown(task_of(card))}, the data ask for "
+                f"{_shown(self.language.task)}; give it as model.init to train another head"
+            )
         self.language.load(tensors, source)
 
     # --- training ------------------------------------------------------------------------------------------
