@@ -7,6 +7,8 @@ from commands import assert_one_line
 
 from vlkd.engine.cli import main
 
+WORLD = Path(__file__).resolve().parents[2] / "configs" / "gkc" / "world.yaml"
+
 OVERRIDES = [
     ("--trainer.max_epoch=1", "--trainer.max_epoch: unknown key; did you mean trainer.max_epochs?"),
     ("--model.init_args.lrr=1", "--model.init_args.lrr: unknown key; did you mean model.init_args.lr?"),
@@ -19,7 +21,7 @@ OVERRIDES = [
     ("--data.batch_size=2.5", "data.init_args.batch_size: expected int, got '2.5'"),
     (
         "--model.schedule=cosin",
-        "model.init_args.schedule: expected Literal['cosine', 'poly', 'step', 'constant']",
+        "model.init_args.schedule: expected Literal['cosine', 'poly', 'linear', 'step', 'constant']",
     ),
     ("--seed_everything=x", "seed_everything: expected bool or int, got 'x'"),
     ("--model.class_path=toy_method.Toi", "model.class_path: no class 'toy_method.Toi'"),
@@ -81,7 +83,8 @@ def test_files_that_are_no_configs(tmp_path: Path, capsys: pytest.CaptureFixture
         (["train"], "a config is missing"),
         (["train", "a.yaml", "--resume", "run"], "--resume takes its config from the run"),
         (["train", "--resume", "nowhere"], "nowhere/config.yaml: missing"),
-        (["test", "a.yaml"], "add --ckpt"),
+        (["test", "a.yaml"], "a.yaml: cannot be read"),
+        (["test", str(WORLD)], "add --ckpt"),
         (["test", "no/such.safetensors"], "no such file"),
         (["trian"], "trian: unknown command"),
     ],
