@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
+from scipy.optimize import linear_sum_assignment
 
 OFFSET = 1 << 32
 
@@ -132,4 +133,36 @@ def track_ap(truth: dict[str, Any], results: list[dict[str, Any]]) -> float:
             precision = np.maximum.accumulate((tp / (tp + fp + np.spacing(1)))[::-1])[::-1]
             at = np.searchsorted(tp / total, np.linspace(0, 1, 101), side="left")
             found += [precision[i] if i < len(precision) else 0.0 for i in at]
+    return float(np.mean(found))
+
+
+def hota(videos: list[Any], categories: list[int]) -> float:
+    """Each category by itself: IoU matrices of its masks in each frame, one assignment a frame."""
+    alphas, found = np.arange(0.05, 0.99, 0.05), []
+    for category in categories:
+        tp, joint, truth, guess = np.zeros(19), np.zeros(19), 0, 0
+        for gt, pred, gt_categories, pred_categories in videos:
+            gs = [i for i, c in gt_categories.items() if c == category]
+            ps = [i for i, c in pred_categories.items() if c == category]
+            ious, g_seen, p_seen = [], np.zeros(len(gs)), np.zeros(len(ps))
+            agreed = np.zeros((len(gs), len(ps)))
+            for g_map, p_map in zip(gt, pred, strict=True):
+                g_masks, p_masks = [g_map == i for i in gs], [p_map == i for i in ps]
+                iou = np.array([[(g & p).sum() / max((g | p).sum(), 1) for p in p_masks] for g in g_masks])
+                iou = iou.reshape(agreed.shape)
+                either = iou.sum(0)[None] + iou.sum(1)[:, None] - iou
+                agreed += np.divide(iou, either, out=np.zeros_like(iou), where=either > 0)
+                g_seen += [g.any() for g in g_masks]
+                p_seen += [p.any() for p in p_masks]
+                ious.append(iou)
+            score = agreed / np.maximum(g_seen[:, None] + p_seen - agreed, 1e-9)
+            met = np.zeros((19, *agreed.shape))
+            for iou in ious:
+                for i, j in zip(*linear_sum_assignment(-(score * iou)), strict=True):
+                    met[:, i, j] += iou[i, j] >= alphas - np.finfo(float).eps
+            tp += met.sum((1, 2))
+            joint += (met * met / np.maximum(g_seen[:, None] + p_seen - met, 1)).sum((1, 2))
+            truth, guess = truth + g_seen.sum(), guess + p_seen.sum()
+        if truth + guess:
+            found.append(np.sqrt(tp / np.maximum(truth + guess - tp, 1) * joint / np.maximum(tp, 1)).mean())
     return float(np.mean(found))

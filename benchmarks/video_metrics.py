@@ -20,7 +20,7 @@ import torch
 from machine import machine
 from pycocotools import mask as rle
 
-from vlkd.metrics import ConsistencyMetric, STQMetric, TrackAPMetric, VPQMetric
+from vlkd.metrics import ConsistencyMetric, HOTAMetric, STQMetric, TrackAPMetric, VPQMetric
 
 RESULT = Path(__file__).parent / "results" / "video_metrics.md"
 FRAMES, HEIGHT, WIDTH = 40, 480, 720
@@ -35,6 +35,7 @@ class Video(NamedTuple):
     instance: tuple[np.ndarray, np.ndarray]
     ids: tuple[np.ndarray, np.ndarray]
     categories: tuple[dict[int, int], dict[int, int]]
+    things: tuple[Any, ...]
     record: dict[str, Any]
     tracks: list[dict[str, Any]]
     results: list[dict[str, Any]]
@@ -90,10 +91,17 @@ def made_video(index: int) -> Video:
         (numbers[truth], numbers[guess]),
         (gt_ids[truth], pred_ids[guess]),
         (tables[0], tables[1]),
+        things((gt_ids[truth], pred_ids[guess]), tables),
         record,
         tracks(index, truth, gt_class, None),
         tracks(index, guess, pred_class, rng),
     )
+
+
+def things(maps: tuple[np.ndarray, ...], tables: list[dict[int, int]]) -> tuple[Any, ...]:
+    """Ids (T,H,W) of things, 0 elsewhere, and their classes."""
+    kept = [{i: c for i, c in table.items() if c < THINGS} for table in tables]
+    return *(np.where(np.isin(m, list(k)), m, 0) for m, k in zip(maps, kept, strict=True)), *kept
 
 
 def tracks(
@@ -165,11 +173,23 @@ def naive_ap(videos: list[Video]) -> float:
     return naive.track_ap(truth, [r for v in videos for r in v.results])
 
 
+def ours_hota(videos: list[Video]) -> float:
+    metric = HOTAMetric(range(THINGS))
+    for video in videos:
+        metric.update(*video.things)
+    return metric.compute()["HOTA"]
+
+
+def naive_hota(videos: list[Video]) -> float:
+    return naive.hota([video.things for video in videos], list(range(THINGS)))
+
+
 FORMS: dict[str, tuple[Callable[..., float], Callable[..., float]]] = {
     "VC8 and VC16": (naive_vc, ours_vc),
     "VPQ (1, 2, 4, 6, 8)": (naive_vpq, ours_vpq),
     "STQ": (naive_stq, ours_stq),
     "AP": (naive_ap, ours_ap),
+    "HOTA": (naive_hota, ours_hota),
 }
 
 
