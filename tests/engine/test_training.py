@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlkd.engine.bundle import load_bundle
 from vlkd.engine.cli import main
-from vlkd.engine.curves import join
+from vlkd.engine.curves import draw_curves, join
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,15 @@ def test_training_learns(run: Path) -> None:
     losses = [float(row["loss/ce"]) for row in rows if row["loss/ce"]]
     assert len(losses) == 9 * 6
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
+
+
+@pytest.mark.parametrize("other, scales", [(20.0, ["log", "log"]), (0.5, ["log"])])
+def test_perplexity_does_not_press_fractions_flat(tmp_path: Path, monkeypatch, other, scales) -> None:
+    (tmp_path / "metrics.csv").write_text(f"step,loss/ce,score/P1,score/other\n1,2.0,0.9,{other}\n")
+    drawn: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_yscale", lambda axes, scale: drawn.append(scale))
+    draw_curves(tmp_path)
+    assert drawn == scales
 
 
 def test_checkpoint_is_safe_and_without_teacher(run: Path) -> None:

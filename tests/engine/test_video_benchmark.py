@@ -225,7 +225,9 @@ def test_withheld_labels_are_said(tmp_path, capsys):
             sink.frame(t, np.zeros(SIZE, np.int64))
     config = config_of(tmp_path, "vspw", dataset={"split": "test"})
     code, out, _ = run(capsys, config, "--predictions", tmp_path / "pred", "--out", tmp_path / "out")
-    assert code == 0 and "withheld" in out and "vlkd data submit" in out
+    assert code == 0 and "withheld" in out
+    command = out[out.index("vlkd data submit") :].split()[1:]
+    assert main([*command[:-1], str(tmp_path / "sent.zip")]) == 0 and (tmp_path / "sent.zip").is_file()
     assert not (tmp_path / "out" / "scores.json").exists()
 
 

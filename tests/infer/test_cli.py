@@ -125,6 +125,17 @@ def test_video(run, stripes, tmp_path, write_video, parts):
     assert len(parts.student.sizes) == calls and "1 finished before" in out
 
 
+def test_masks_are_made_up_for(run, stripes, tmp_path, write_video):
+    write_video(tmp_path / "clip.mp4", [stripes] * 3)
+    run("clip.mp4")
+    run("clip.mp4", "--masks")
+    (tmp_path / "out" / "clip" / "000001.png").unlink()  # as after Ctrl-C
+    run("clip.mp4", "--masks")
+    assert len(list((tmp_path / "out" / "clip").iterdir())) == 3
+    out, _ = run("clip.mp4")
+    assert "1 finished before" in out
+
+
 def test_a_damaged_video_keeps_its_frames_and_is_done_again(run, tmp_path, write_video, stripes, monkeypatch):
     write_video(tmp_path / "clip.mp4", [stripes] * 30)
     original = VideoFile._decoded

@@ -75,7 +75,9 @@ def draw_curves(folder: Path) -> Path | None:
                 marker="o" if len(steps) < 20 else None,
                 markersize=3,
             )
-        if title == "loss" and min(min(values) for _, values in found.values()) > 0:
+        every = [value for _, values in found.values() for value in values]
+        # A perplexity beside fractions would press them onto the axis.
+        if min(every) > 0 and (title == "loss" or min(every) < 1 < max(every)):
             axes.set_yscale("log")
         axes.set_title(f"{folder.parent.name}/{folder.name}: {title}", fontsize=9)
         axes.set_xlabel("step")

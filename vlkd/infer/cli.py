@@ -160,7 +160,7 @@ def _segment(
     settings |= {"size": predictor.size, "templates": list(predictor.templates)}
     settings["smoothing"] = checked_smoothing(args.smoothing or 0.0) or None  # as where the key is missing
     jobs = plan(files, args.out)
-    todo = [job for job in jobs if args.overwrite or not is_done(job, args.out, settings)]
+    todo = [job for job in jobs if args.overwrite or not is_done(job, args.out, settings, args.masks)]
     started, finished, times = perf_counter(), 0, list[float]()
     with progress_bars() as progress:
         total = progress.add_task("inputs", total=len(todo))

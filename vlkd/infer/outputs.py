@@ -70,8 +70,11 @@ def plan(files: Iterable[Path], out: Path, owner_of: Callable[[str], str | None]
     return jobs
 
 
-def is_done(job: Job, out: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether `out` holds this job's whole results. Raises UserError for results of other settings."""
+def is_done(job: Job, out: Path, settings: Mapping[str, Any], masks: bool = False) -> bool:
+    """Whether `out` holds this job's whole results, with `masks` of a video too.
+
+    Raises UserError for results of other settings.
+    """
     path = out / f"{job.stem}.json"
     header = _header(path)
     if not header:
@@ -84,7 +87,9 @@ def is_done(job: Job, out: Path, settings: Mapping[str, Any]) -> bool:
             f"{path}: these results were made with other {', '.join(changed)}: "
             "choose another --out or pass --overwrite"
         )
-    return True
+    if not (masks and job.is_video):
+        return True
+    return len(list((out / job.stem).glob("*.png"))) >= _last_line(path)["frames"]
 
 
 def run_image(

@@ -92,7 +92,9 @@ def _score(
     names, notes = _scored(names, predictions.forms)
     if not any(record.annotated for record in dataset):
         print(f"labels of this split are withheld, nothing to score; predictions: {folder}")
-        print("a file to submit: python -m vlkd data submit (docs/predictions.md)")
+        kind, root, split, _ = place(settings)
+        command = f"python -m vlkd data submit {kind} {root} {split} --predictions {folder} --out sent.zip"
+        print(f"a file to submit: {command}")
         return 0
     if not any(record.labelled for record in dataset):
         raise UserError(f"{dataset.source}: no frame with labels is left, so there is nothing to score")
