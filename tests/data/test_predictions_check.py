@@ -93,9 +93,10 @@ def test_frames_that_are_missing_or_too_many(good):
     dataset, out = good
     folder = out / "semantic" / dataset[1].id
     (folder / "00000001.png").rename(folder / "1.png")
+    where = f"video {dataset[1].id}: {folder}"
     assert check_predictions(out, dataset, ["semantic"]) == [
-        f"video {dataset[1].id}: {folder}: 1 frames have no prediction: 00000001.png, ...",
-        f"video {dataset[1].id}: {folder}: 1 files belong to no frame: 1.png, ...",
+        f"{where}: no prediction for 1 of {len(dataset[1])} frames, first 00000001.png",
+        f"{where}: files that belong to no frame: 1, first 1.png",
     ]
     with pytest.raises(UserError, match=rf"video {dataset[1].id}: .*00000001.png: label file not found"):
         Predictions(out, dataset).semantic(dataset[1])

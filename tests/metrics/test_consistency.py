@@ -68,6 +68,17 @@ def test_labels_are_compared_with_themselves_only():
     assert correct_consistency(gt, gt, 2) == 1.0
 
 
+def test_the_correct_form_leaves_void_out():
+    gt = np.array([[[1, 1, 255, 255]]] * 3)
+    pred = np.array([[[1, 2, 1, 1]], [[1, 2, 1, 2]], [[1, 2, 1, 1]]])
+    assert correct_consistency([gt], [pred], 2) == 0.25
+    assert correct_consistency([gt], [pred], 2, void=255) == 0.5
+    assert np.isnan(correct_consistency([gt[..., 2:]], [pred[..., 2:]], 2, void=255))
+    metric = ConsistencyMetric([2], void=255)
+    metric.update(gt, pred)
+    assert metric.compute()["VC2"] == video_consistency([gt], [pred], 2) == 0.75
+
+
 def test_only_the_last_window_is_left_out():
     gt = np.zeros((3, 2, 2), dtype=int)
     pred = gt.copy()

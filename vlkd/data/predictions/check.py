@@ -129,10 +129,11 @@ def _names(predictions: Predictions, record: VideoRecord, forms: Sequence[Form])
         if wanted and not found:
             yield f"video {record.id}: {folder}: no predictions there"
             continue
+        where = f"video {record.id}: {folder}"
         if lost := [stem for stem in wanted if stem not in found]:
-            yield f"video {record.id}: {folder}: {len(lost)} frames have no prediction: {lost[0]}.png, ..."
+            yield f"{where}: no prediction for {len(lost)} of {len(wanted)} frames, first {lost[0]}.png"
         if extra := sorted(found - set(whole)):
-            yield f"video {record.id}: {folder}: {len(extra)} files belong to no frame: {extra[0]}.png, ..."
+            yield f"{where}: files that belong to no frame: {len(extra)}, first {extra[0]}.png"
 
 
 def _unknown_videos(predictions: Predictions, forms: Sequence[Form]) -> list[str]:

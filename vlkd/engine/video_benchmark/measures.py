@@ -110,7 +110,8 @@ class Consistency(MetricMeasure):
 
     def __init__(self, dataset: VideoDataset, settings: Benchmark) -> None:
         super().__init__(dataset, settings)
-        self.metric = ConsistencyMetric(settings.vc_windows, sync_on_compute=False)
+        void = void_label(len(dataset.names))
+        self.metric = ConsistencyMetric(settings.vc_windows, void=void, sync_on_compute=False)
 
     def add(self, pair: Pair) -> None:
         self.metric.update(*pair.semantic)

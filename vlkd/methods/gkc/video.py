@@ -60,7 +60,8 @@ class VideoGKC(GKC):
     def on_validation_epoch_start(self) -> None:
         """Empty counts."""
         super().on_validation_epoch_start()
-        self.consistency = ConsistencyMetric([_WINDOW], sync_on_compute=False)
+        void = self.trainer.datamodule.void  # type: ignore[attr-defined]
+        self.consistency = ConsistencyMetric([_WINDOW], void=void, sync_on_compute=False)
         self.steadiness = TrackSteadiness()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -84,7 +85,7 @@ class VideoGKC(GKC):
     def on_validation_epoch_end(self) -> None:
         """mIoU as GKC, VC8 where a video is long enough, and how often a thing keeps its query."""
         scores = self.evaluation.scores(self.sum_over_processes)
-        for name in ("total", "correct", "counted"):
+        for name in ("total", "correct", "counted", "correct_counted"):
             setattr(self.consistency, name, self.sum_over_processes(getattr(self.consistency, name)).cpu())
         if int(self.consistency.counted):
             scores |= self.consistency.compute()

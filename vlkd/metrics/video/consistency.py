@@ -33,10 +33,17 @@ def video_consistency(
 
 
 def correct_consistency(
-    gt_videos: Iterable[Maps], pred_videos: Iterable[Maps], n: int, include_last: bool = False
+    gt_videos: Iterable[Maps],
+    pred_videos: Iterable[Maps],
+    n: int,
+    include_last: bool = False,
+    void: int | None = None,
 ) -> float:
-    """As video_consistency, of pixels whose predicted label is the true one in all n frames; not official."""
-    return _scored(gt_videos, pred_videos, n, include_last)[f"VC{n}_correct"]
+    """As video_consistency, of pixels whose predicted label is the true one in all n frames; not official.
+
+    Pixels whose true label is `void` are left out.
+    """
+    return _scored(gt_videos, pred_videos, n, include_last, void)[f"VC{n}_correct"]
 
 
 class ConsistencyMetric(VideoMetric):
@@ -47,22 +54,31 @@ class ConsistencyMetric(VideoMetric):
     Args:
         windows: lengths n, in frames.
         include_last: count the last window of a video too, which the official rule leaves out.
+        void: true label of pixels that the correct form leaves out; the official form counts them.
     """
 
     total: Tensor
     correct: Tensor
     counted: Tensor
+    correct_counted: Tensor
 
-    def __init__(self, windows: Sequence[int] = (8, 16), include_last: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        windows: Sequence[int] = (8, 16),
+        include_last: bool = False,
+        void: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if not windows or min(windows) < 1:
             raise UserError(f"windows={list(windows)}: expected lengths of 1 frame or more")
-        self.windows, self.include_last = tuple(windows), include_last
-        self.settings = (self.windows, include_last)
+        self.windows, self.include_last, self.void = tuple(windows), include_last, void
+        self.settings = (self.windows, include_last, void)
         zeros = torch.zeros(len(windows))
         self.add_state("total", default=zeros.double(), dist_reduce_fx="sum")
         self.add_state("correct", default=zeros.double(), dist_reduce_fx="sum")
         self.add_state("counted", default=zeros.long(), dist_reduce_fx="sum")
+        self.add_state("correct_counted", default=zeros.long(), dist_reduce_fx="sum")
 
     def update(self, gt: Maps, pred: Maps) -> None:
         """Add one video: label maps (T,H,W)."""
@@ -83,6 +99,11 @@ class ConsistencyMetric(VideoMetric):
                 if area := np.count_nonzero(steady):
                     self.counted[i] += 1
                     self.total[i] += np.count_nonzero(steady & (pred_since <= start)) / area
+                if self.void is not None:
+                    steady &= truth[t] != self.void
+                    area = np.count_nonzero(steady)
+                if area:
+                    self.correct_counted[i] += 1
                     self.correct[i] += np.count_nonzero(steady & (right_since <= start)) / area
 
     def compute(self) -> dict[str, float]:
@@ -90,12 +111,14 @@ class ConsistencyMetric(VideoMetric):
         scores = {}
         for i, n in enumerate(self.windows):
             scores[f"VC{n}"] = float(self.total[i] / self.counted[i])
-            scores[f"VC{n}_correct"] = float(self.correct[i] / self.counted[i])
+            scores[f"VC{n}_correct"] = float(self.correct[i] / self.correct_counted[i])
         return scores
 
 
-def _scored(gt: Iterable[Maps], pred: Iterable[Maps], n: int, include_last: bool) -> dict[str, float]:
-    metric = ConsistencyMetric([n], include_last, sync_on_compute=False)
+def _scored(
+    gt: Iterable[Maps], pred: Iterable[Maps], n: int, include_last: bool, void: int | None = None
+) -> dict[str, float]:
+    metric = ConsistencyMetric([n], include_last, void, sync_on_compute=False)
     for truth, guess in zip_longest(gt, pred):
         if truth is None or guess is None:
             raise UserError("ground truth and prediction have different numbers of videos")
