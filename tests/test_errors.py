@@ -1,6 +1,7 @@
 """plain_errors: ours comes out of whatever a library makes of it, others stay."""
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from vlkd.errors import UserError, plain_errors
 
@@ -27,3 +28,18 @@ def test_other_errors_stay() -> None:
         wrapped(KeyError("x"), True)
     with plain_errors():
         pass
+
+
+class Broken(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> None:
+        raise UserError(f"{index}.png: not an image")
+
+
+def test_an_error_of_a_worker_process_is_our_line_alone() -> None:
+    with pytest.raises(UserError) as found:
+        list(DataLoader(Broken(), num_workers=1))
+    assert str(found.value) == "0.png: not an image"
+    assert str(UserError("two\nlines")) == "two\nlines"

@@ -7,6 +7,11 @@ from contextlib import contextmanager
 class UserError(Exception):
     """Input that the user can mend: one line naming the file, key or class, what was expected, what to do."""
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        # torch makes the traceback in a DataLoader's worker process the message, ours its last line.
+        return text.strip().rpartition("UserError: ")[2] if text.startswith("Caught UserError in") else text
+
 
 @contextmanager
 def plain_errors() -> Iterator[None]:

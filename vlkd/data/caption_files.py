@@ -19,7 +19,7 @@ from vlkd.cache import cache_key
 from vlkd.data.files import need_folder, read_image, read_text
 from vlkd.data.images.files import EvalImages, FileAugment, FileImages, as_tensor, centre, collate
 from vlkd.data.images.folder import open_folder
-from vlkd.data.loader import EvalSampler, worker_error
+from vlkd.data.loader import EvalSampler
 from vlkd.data.world_module import CaptionData
 from vlkd.errors import UserError
 from vlkd.text.names import nearest_hint
@@ -294,10 +294,7 @@ class CaptionFilesData(CaptionData):
         pairs = PairFiles(self.val_table, self.size, self.val_pairs)
         # With a generator of its own a loader leaves the global one, and with it a resumed run, alone.
         options = {"num_workers": self.num_workers, "generator": torch.Generator()}
-        try:
-            yield from DataLoader(pairs, _BATCH, collate_fn=_collate_pairs, **options)  # type: ignore[arg-type]
-        except UserError as error:
-            raise worker_error(error) from None
+        yield from DataLoader(pairs, _BATCH, collate_fn=_collate_pairs, **options)  # type: ignore[arg-type]
 
 
 def _collate_pairs(items: list[tuple[Tensor, list[str]]]) -> dict[str, Any]:

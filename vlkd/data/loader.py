@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from vlkd.errors import UserError
-
 
 class EpochSampler(DistributedSampler):
     """(epoch, index) pairs of one rank, shuffled by (seed, epoch).
@@ -167,14 +165,6 @@ class ResumableLoader(Resumable, DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         start = self.begin()
-        try:
-            for done, batch in enumerate(super().__iter__(), start + 1):
-                self._finished(done)
-                yield batch
-        except UserError as error:
-            raise worker_error(error) from None
-
-
-def worker_error(error: UserError) -> UserError:
-    """The error without the traceback that one from a worker process has in its message."""
-    return UserError(str(error).strip().rsplit("UserError: ", 1)[-1])
+        for done, batch in enumerate(super().__iter__(), start + 1):
+            self._finished(done)
+            yield batch

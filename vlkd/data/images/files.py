@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlkd.cache import cache_folder, cache_key, store
 from vlkd.data.files import IMAGE_SUFFIXES, read_image
-from vlkd.data.loader import worker_error
 from vlkd.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -200,10 +199,7 @@ def decode_all(data: ImageDataset, size: int, workers: int) -> Tensor:
             generator=torch.Generator(),
         )
         console = Console(stderr=True)
-        try:
-            parts = list(track(loader, f"decoding {len(data)} images", console=console, transient=True))
-        except UserError as error:
-            raise worker_error(error) from None
+        parts = list(track(loader, f"decoding {len(data)} images", console=console, transient=True))
         store(path, {"images": torch.cat(parts).contiguous()}, {})
     with safe_open(path, framework="pt") as stored:
         return stored.get_tensor("images")
