@@ -19,7 +19,7 @@ from vlkd.cache import cache_key
 from vlkd.data.files import need_folder, read_image, read_text
 from vlkd.data.images.files import EvalImages, FileAugment, FileImages, as_tensor, centre, collate
 from vlkd.data.images.folder import open_folder
-from vlkd.data.loader import EvalSampler
+from vlkd.data.loader import EvalSampler, place_of
 from vlkd.data.world_module import CaptionData
 from vlkd.errors import UserError
 from vlkd.text.names import nearest_hint
@@ -282,9 +282,8 @@ class CaptionFilesData(CaptionData):
             # Lightning validates only where there is a batch, and retrieval needs none of them.
             nothing: Any = [{"images": torch.zeros(0, 3, self.size, self.size)}]
             return DataLoader(nothing, batch_size=None)
-        place = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         samples = EvalImages(self.labelled, self.size, 1.0)
-        sampler = EvalSampler(self.labelled, *place)
+        sampler = EvalSampler(self.labelled, *place_of(self.trainer))
         return DataLoader(samples, _BATCH, sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def pair_batches(self) -> Iterator[dict[str, Any]]:

@@ -168,3 +168,21 @@ class ResumableLoader(Resumable, DataLoader):
         for done, batch in enumerate(super().__iter__(), start + 1):
             self._finished(done)
             yield batch
+
+
+def shuffled_loader(
+    dataset: Dataset, batch_size: int, seed: int, trainer: Trainer | None, **options: Any
+) -> ResumableLoader:
+    """Batches of what `dataset` has at (epoch, index), in an order given by (seed, epoch).
+
+    The last batch of an epoch is left out where it is short, unless it is the only one. `options` as of
+    DataLoader.
+    """
+    sampler = EpochSampler(dataset, seed, *place_of(trainer))  # type: ignore[arg-type]
+    last = len(sampler) >= batch_size
+    return ResumableLoader(dataset, sampler, batch_size, trainer, drop_last=last, **options)
+
+
+def place_of(trainer: Trainer | None) -> tuple[int, int]:
+    """How many processes there are, and which this one is."""
+    return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlkd.data.check import check_dataset
 from vlkd.data.layouts import open_segmentation
-from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
+from vlkd.data.loader import EvalSampler, place_of, shuffled_loader
 from vlkd.data.regions import Regions
 from vlkd.data.sample import SegmentationDataset, SegmentationSample, void_label
 from vlkd.data.splits import DatasetView, Handling, apply_split
@@ -129,21 +129,13 @@ class SegmentationModuleBase(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Augmented crops in an order given by (seed, epoch); continues in mid-epoch after a resume."""
         assert self.train_dataset is not None, "setup() comes first"
-        world_size, rank = self._place()
-        sampler = EpochSampler(self.train_dataset, self.seed, world_size, rank)
-        return ResumableLoader(
-            TrainSamples(self.train_dataset, self.transform, self.seed),
-            sampler,
-            self.batch_size,
-            trainer=self.trainer,
-            drop_last=len(sampler) >= self.batch_size,
-            **self._loading(),
-        )
+        samples = TrainSamples(self.train_dataset, self.transform, self.seed)
+        return shuffled_loader(samples, self.batch_size, self.seed, self.trainer, **self._loading())
 
     def val_dataloader(self) -> DataLoader:
         """Whole images in order; every image counts once on any number of processes."""
         assert self.val_dataset is not None, "setup() comes first"
-        sampler = EvalSampler(self.val_dataset, *self._place())
+        sampler = EvalSampler(self.val_dataset, *place_of(self.trainer))
         dataset = EvalSamples(self.val_dataset, self.val_size)
         return DataLoader(dataset, self.val_batch_size, sampler=sampler, **self._loading())
 
@@ -162,9 +154,6 @@ class SegmentationModuleBase(L.LightningDataModule):
         return apply_split(
             dataset, self.novel_names, self.novel_handling if split == "train" else self.val_handling
         )
-
-    def _place(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _loading(self) -> dict[str, Any]:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

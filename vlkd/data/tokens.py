@@ -7,7 +7,7 @@ from collections.abc import Callable
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
-from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
+from vlkd.data.loader import EvalSampler, place_of, shuffled_loader
 
 
 class TokenLoaders(L.LightningDataModule):
@@ -23,22 +23,14 @@ class TokenLoaders(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled by (seed, epoch); continues in the middle of an epoch after a resume."""
         assert self.train_set is not None, "setup() comes first"
-        sampler = EpochSampler(self.train_set, self.seed, *self._place())  # type: ignore[arg-type]
-        return ResumableLoader(
-            self.train_set,
-            sampler,
-            self.batch_size,
-            trainer=self.trainer,
-            drop_last=len(sampler) >= self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-        )
+        options = {"num_workers": self.num_workers, "collate_fn": self.collate_fn}
+        return shuffled_loader(self.train_set, self.batch_size, self.seed, self.trainer, **options)
 
     def val_dataloader(self) -> DataLoader | list:
         """In order; nothing where there is no validation data."""
         if self.val_set is None:
             return []
-        sampler = EvalSampler(self.val_set, *self._place())  # type: ignore[arg-type]
+        sampler = EvalSampler(self.val_set, *place_of(self.trainer))  # type: ignore[arg-type]
         return DataLoader(
             self.val_set,
             self.batch_size,
@@ -46,6 +38,3 @@ class TokenLoaders(L.LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
         )
-
-    def _place(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlkd.cache import cache_folder, cache_key, store
-from vlkd.data.loader import EpochSampler, ResumableLoader
+from vlkd.data.loader import shuffled_loader
 from vlkd.data.module import SegmentationModuleBase, Split
 from vlkd.data.regions import crop_regions
 from vlkd.data.sample import Segment, SegmentationDataset, SegmentationSample
@@ -195,17 +195,8 @@ class CaptionData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled by (seed, epoch)."""
         assert self.train_set is not None, "setup() comes first"
-        place = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        sampler = EpochSampler(self.train_set, self.seed, *place)  # type: ignore[arg-type]
-        return ResumableLoader(
-            self.train_set,
-            sampler,
-            self.batch_size,
-            trainer=self.trainer,
-            drop_last=len(sampler) >= self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=collate_captioned,
-        )
+        options = {"num_workers": self.num_workers, "collate_fn": collate_captioned}
+        return shuffled_loader(self.train_set, self.batch_size, self.seed, self.trainer, **options)
 
     def val_dataloader(self) -> DataLoader:
         """Region images and labels: {"images" (B,3,S,S) in [0,1], "labels" (B,)}."""

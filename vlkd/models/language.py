@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from vlkd.text.word_ids import (
     transformers_library,
 )
 
+Model = TypeVar("Model", bound="LanguageModel")
 # layers, width, heads, width of the feed-forward part, positions. small and base: VidLanKD, section 4.
 SIZES = {
     "tiny": (2, 64, 2, 256, 128),
@@ -177,10 +178,17 @@ def language_model_of(
     """The language model that a bundle holds, in eval mode. Raises UserError where it holds none."""
     if TOKENIZER not in tensors or "config" not in card["architecture"].get("language", {}):
         raise UserError(f"{source}: holds a {card['kind']}, expected a language model")
+    return restored(
+        lambda tokenizer: from_architecture(card["architecture"]["language"], tokenizer), tensors, source
+    )
+
+
+def restored(build: Callable[[Any], Model], tensors: Mapping[str, Tensor], source: str) -> Model:
+    """What `build` makes for a bundle's tokenizer, with the bundle's weights, in eval mode."""
     tokenizer = tokenizer_of_text(_text(tensors[TOKENIZER]), source)
     # What is random now is overwritten: it must not shift the random numbers of a run.
     with torch.random.fork_rng(devices=[]):
-        found = from_architecture(card["architecture"]["language"], tokenizer)
+        found = build(tokenizer)
     tokenizer.model_max_length = found.positions
     found.load(tensors, source)
     return found.eval()

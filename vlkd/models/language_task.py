@@ -18,14 +18,14 @@ from vlkd.models.clip import weights_identity
 from vlkd.models.language import (
     PREFIX,
     SIZES,
-    TOKENIZER,
     LanguageModel,
     bert_arguments,
     build_language_model,
+    restored,
     set_dropout,
 )
 from vlkd.models.weights import fit_weights, read_weights
-from vlkd.text.word_ids import tokenizer_of_text, transformers_library
+from vlkd.text.word_ids import transformers_library
 
 KIND = "finetuned"  # of bundles
 HEADS = {
@@ -110,16 +110,12 @@ def task_model_of(
     """The model that a bundle holds, in eval mode. Raises UserError where it holds none."""
     if card["kind"] != KIND:
         raise UserError(f"{source}: holds a {card['kind']}, expected a bundle of kind {KIND!r}")
-    facts = card["architecture"]
-    tokenizer = tokenizer_of_text(tensors[TOKENIZER].numpy().tobytes().decode("utf-8"), source)
-    task = task_of(card)
-    # What is random now is overwritten: it must not shift the random numbers of a run.
-    with torch.random.fork_rng(devices=[]):
-        network = _network(facts["language"]["config"], task)
-    found = TaskModel(network, tokenizer, facts["language"]["name"], task)
-    tokenizer.model_max_length = found.positions
-    found.load(tensors, source)
-    return found.eval()
+    facts, task = card["architecture"]["language"], task_of(card)
+
+    def build(tokenizer: Any) -> TaskModel:
+        return TaskModel(_network(facts["config"], task), tokenizer, facts["name"], task)
+
+    return restored(build, tensors, source)
 
 
 def load_task_model(path: str | Path) -> TaskModel:

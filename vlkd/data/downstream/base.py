@@ -145,7 +145,12 @@ class DownstreamData(TokenLoaders):
     label_names: tuple[str, ...] = ()
 
     def __init__(
-        self, tokenizer: str | None, length: int, batch_size: int, num_workers: int, seed: int
+        self,
+        tokenizer: str | None = None,
+        length: int = 126,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         if length < 8 or batch_size < 1 or num_workers < 0:
@@ -231,9 +236,9 @@ class TextTask(DownstreamData):
     overall = True  # scored as a whole too, beside the groups
 
     @property
+    @abstractmethod
     def metrics(self) -> Mapping[str, Callable[[NDArray, NDArray], float]]:
         """{name: function of guesses (N,) and labels (N,)}."""
-        raise NotImplementedError
 
     @property
     def answer_shape(self) -> tuple[int, ...]:

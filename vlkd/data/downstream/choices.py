@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vlkd.data.downstream.base import Head, Split, Texts, TextTask, usable
 from vlkd.data.downstream.glue import ACCURACY, Metric
@@ -48,26 +49,16 @@ class SwagData(ChoiceTask):
 
     Args:
         root: folder of the two files.
-        tokenizer: see DownstreamData.
         length: see DownstreamData.
         batch_size: see DownstreamData.
-        num_workers: see DownstreamData.
-        seed: see DownstreamData.
+        kwargs: see DownstreamData.
     """
 
     task = "SWAG"
     label_names = ("0", "1", "2", "3")
 
-    def __init__(
-        self,
-        root: str,
-        tokenizer: str | None = None,
-        length: int = 80,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(tokenizer, length, batch_size, num_workers, seed)
+    def __init__(self, root: str, length: int = 80, batch_size: int = 16, **kwargs: Any) -> None:
+        super().__init__(length=length, batch_size=batch_size, **kwargs)
         self.root = Path(root).expanduser()
 
     def read(self, split: Split, problems: list[str]) -> Texts:
@@ -87,26 +78,14 @@ class PiqaData(ChoiceTask):
 
     Args:
         root: folder of the files.
-        tokenizer: see DownstreamData.
-        length: see DownstreamData.
-        batch_size: see DownstreamData.
-        num_workers: see DownstreamData.
-        seed: see DownstreamData.
+        kwargs: see DownstreamData.
     """
 
     task = "PIQA"
     label_names = ("0", "1")
 
-    def __init__(
-        self,
-        root: str,
-        tokenizer: str | None = None,
-        length: int = 126,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(tokenizer, length, batch_size, num_workers, seed)
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.root = Path(root).expanduser()
 
     def read(self, split: Split, problems: list[str]) -> Texts:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -88,28 +89,15 @@ class GlueData(TextTask):
     Args:
         root: folder that holds CoLA, SST-2, MRPC, QQP, STS-B, MNLI, QNLI, RTE, WNLI, diagnostic.
         task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli or ax.
-        tokenizer: see DownstreamData.
-        length: see DownstreamData.
-        batch_size: see DownstreamData.
-        num_workers: see DownstreamData.
-        seed: see DownstreamData.
+        kwargs: see DownstreamData.
     """
 
-    def __init__(
-        self,
-        root: str,
-        task: str = "sst2",
-        tokenizer: str | None = None,
-        length: int = 126,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, root: str, task: str = "sst2", **kwargs: Any) -> None:
         if task not in TASKS:
             raise UserError(
                 f"data.task={task}: no task of GLUE{nearest_hint(task, TASKS)}; there are {', '.join(TASKS)}"
             )
-        super().__init__(tokenizer, length, batch_size, num_workers, seed)
+        super().__init__(**kwargs)
         self.root, self.files = Path(root).expanduser(), TASKS[task]
         self.task, self.label_names = f"GLUE {task}", self.files.labels
         self.head: Head = "classes" if self.label_names else "regression"

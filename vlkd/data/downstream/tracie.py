@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -26,28 +27,15 @@ class TracieData(TextTask):
     Args:
         train: file to train on.
         val: file to score on.
-        tokenizer: see DownstreamData.
-        length: see DownstreamData.
-        batch_size: see DownstreamData.
-        num_workers: see DownstreamData.
-        seed: see DownstreamData.
+        kwargs: see DownstreamData.
     """
 
     task = "TRACIE"
     head: Head = "classes"
     label_names = ("contradiction", "entailment")
 
-    def __init__(
-        self,
-        train: str,
-        val: str,
-        tokenizer: str | None = None,
-        length: int = 126,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(tokenizer, length, batch_size, num_workers, seed)
+    def __init__(self, train: str, val: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.files: dict[Split, Path] = {"train": Path(train).expanduser(), "val": Path(val).expanduser()}
 
     @property

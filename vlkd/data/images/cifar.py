@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlkd.cache import cache_folder, cache_key
+from vlkd.data.files import whole_file
 from vlkd.data.images.device import DeviceImages
 from vlkd.data.images.shards import decode_image
 from vlkd.errors import UserError
@@ -105,9 +105,6 @@ def _decoded(
             if image.shape != (_SIDE, _SIDE, 3):
                 raise UserError(f"{name}: {image.shape[1]}x{image.shape[0]} pixels, expected {_SIDE}x{_SIDE}")
             pixels[k] = image.transpose(2, 0, 1)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
+        with whole_file(kept) as part, part.open("wb") as file:
             np.save(file, pixels)
-        os.replace(part, kept)
     return np.load(kept)

@@ -35,7 +35,7 @@ from vlkd.data.images.files import (
 from vlkd.data.images.folder import open_folder, open_imagenet, open_list
 from vlkd.data.images.long_tail import long_tail_indices
 from vlkd.data.images.select import holdout_indices, need_holdout
-from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
+from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader, place_of
 from vlkd.errors import UserError
 from vlkd.text.names import nearest_hint
 
@@ -182,7 +182,7 @@ class ClassificationModuleBase(L.LightningDataModule):
     def train_dataloader(self) -> DeviceLoader | ResumableLoader:
         """Augmented images in an order given by (seed, epoch); continues in mid-epoch after a resume."""
         assert self.train_dataset is not None, "setup() comes first"
-        sampler = EpochSampler(self.train_dataset, self.seed, *self._place())
+        sampler = EpochSampler(self.train_dataset, self.seed, *place_of(self.trainer))
         if self._uses_device(self.train_dataset):
             images = self._images("train")
             return DeviceLoader(
@@ -198,7 +198,7 @@ class ClassificationModuleBase(L.LightningDataModule):
     def val_dataloader(self) -> DeviceEvalLoader | DataLoader:
         """Images in order; every image once, but for what fills up a process's share."""
         assert self.val_dataset is not None, "setup() comes first"
-        sampler = EvalSampler(self.val_dataset, *self._place())
+        sampler = EvalSampler(self.val_dataset, *place_of(self.trainer))
         if self._uses_device(self.val_dataset):
             return DeviceEvalLoader(self._images("val"), sampler, self.val_batch_size)
         samples = EvalImages(self.val_dataset, self._side(self.val_dataset), self.val_crop)
@@ -308,9 +308,6 @@ class ClassificationModuleBase(L.LightningDataModule):
         device = self._uses_device(data)
         parts = [data.fingerprint(), device, self._side(data), *map(repr, transform)]
         return cache_key(images=parts)[:16]
-
-    def _place(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _loading(self) -> dict[str, Any]:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

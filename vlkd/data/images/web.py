@@ -18,7 +18,7 @@ from vlkd.data.images.files import Batch, ImageDataset, TrainImages
 from vlkd.data.images.module import ClassificationModuleBase, Pipeline, Split
 from vlkd.data.images.pool import decode_pool, open_pool
 from vlkd.data.images.world import WorldClassificationData
-from vlkd.data.loader import EpochSampler, ResumableLoader
+from vlkd.data.loader import EpochSampler, ResumableLoader, place_of
 from vlkd.data.world_module import render_captioned
 from vlkd.errors import UserError
 
@@ -125,7 +125,7 @@ class WebData(ClassificationModuleBase):
         """Augmented images that are kept, in an order given by (seed, epoch), the last batch may be short."""
         data = self.train_dataset
         assert data is not None, "setup() comes first"
-        sampler = EpochSampler(data, self.seed, *self._place())
+        sampler = EpochSampler(data, self.seed, *place_of(self.trainer))
         if self._uses_device(data):
             images = self._images("train")
             self._loader = DeviceLoader(

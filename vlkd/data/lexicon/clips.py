@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd.cache import cache_folder, cache_key
+from vlkd.data.files import whole_file
 from vlkd.data.lexicon.words import ATTRIBUTES, SENTENCES, Lexicon
 from vlkd.data.world.names import BACKGROUNDS, COLOURS
 from vlkd.data.world.raster import Edges, Part, fill
@@ -168,9 +169,8 @@ def film_all(film: Film) -> list[Path]:
             }
             for path, group in zip(paths, groups, strict=True)
         }
-        part = captions.with_name(f"{captions.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(said), encoding="utf-8")
-        os.replace(part, captions)
+        with whole_file(captions) as part:
+            part.write_text(json.dumps(said), encoding="utf-8")
     return paths
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlkd.data.files import whole_file
 from vlkd.errors import UserError
 
 _STYLE = """body{font:15px/1.4 system-ui,sans-serif;margin:2em;color:#222}
@@ -70,10 +70,8 @@ def write_sheet(
     note = "<p><small>Under each token the clips that it is most like; green: a right one.</small></p>"
     page = f"<!doctype html><html><head>{head}</head><body><h1>{html.escape(title)}</h1>{note}"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(f"{page}{''.join(rows)}</body></html>\n", encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(f"{page}{''.join(rows)}</body></html>\n", encoding="utf-8")
     return path
 
 

@@ -1,14 +1,12 @@
-"""Where each part of a folder of video predictions lies, and how files get there whole or not at all."""
+"""Where each part of a folder of video predictions lies."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlkd.data.files import whole_file
 from vlkd.data.video import VideoRecord
 from vlkd.data.video.record import Form
 
@@ -33,18 +31,6 @@ def json_file(root: Path, part: str, video: str) -> Path:
 def stems(record: VideoRecord) -> list[str]:
     """Names (T,) of a video's frames without suffix."""
     return [path.stem for path in record.frame_files]
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends well and else vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

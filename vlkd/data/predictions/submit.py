@@ -13,8 +13,9 @@ import numpy as np
 from pycocotools import mask as coco
 
 from vlkd.data.coco import read_json, read_listed
+from vlkd.data.files import whole_file
 from vlkd.data.predictions.check import check_predictions
-from vlkd.data.predictions.layout import png_folder, stems, whole_file
+from vlkd.data.predictions.layout import png_folder, stems
 from vlkd.data.predictions.read import Predictions
 from vlkd.data.predictions.store import frame_entry
 from vlkd.data.sample import segment_index, void_label

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vlkd.data.loader import EpochSampler, EvalSampler, ResumableLoader
+from vlkd.data.loader import EvalSampler, place_of, shuffled_loader
 from vlkd.data.module import SegmentationModuleBase, Split
 from vlkd.data.sample import Segment, SegmentationDataset, SegmentationSample
 from vlkd.data.transforms import TrainTransform, collate, resize_short_side
@@ -116,22 +116,16 @@ class VideoClipModuleBase(SegmentationModuleBase):
         """Augmented clips in an order given by (seed, epoch); continues in mid-epoch after a resume."""
         assert self.train_dataset is not None, "setup() comes first"
         videos = self.train_dataset.videos
-        sampler = EpochSampler(videos, self.seed, *self._place())
-        return ResumableLoader(
-            TrainClips(videos, self.transform, self.frames, self.stride, self.seed),
-            sampler,
-            self.batch_size,
-            trainer=self.trainer,
-            drop_last=len(sampler) >= self.batch_size,
-            **self._loading(),
-        )
+        clips = TrainClips(videos, self.transform, self.frames, self.stride, self.seed)
+        return shuffled_loader(clips, self.batch_size, self.seed, self.trainer, **self._loading())
 
     def val_dataloader(self) -> DataLoader:
         """Whole videos, one at a time; every video counts once on any number of processes."""
         assert self.val_dataset is not None, "setup() comes first"
         videos = self.val_dataset.videos
         dataset = EvalVideos(videos, self.val_size, self.val_frames)
-        return DataLoader(dataset, 1, sampler=EvalSampler(videos, *self._place()), **self._loading())
+        sampler = EvalSampler(videos, *place_of(self.trainer))
+        return DataLoader(dataset, 1, sampler=sampler, **self._loading())
 
     def _open(self, split: Split) -> SegmentationDataset:
         return self.build(split)

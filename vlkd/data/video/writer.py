@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlkd.data.files import whole_file
 from vlkd.data.video.masks import encode_mask
 from vlkd.data.world import BACKGROUNDS, NAMES, NOVEL, OBJECTS, THINGS, World
 from vlkd.data.world.world import Scene
@@ -264,10 +265,8 @@ def _write_list(job: Job, ids: list[str]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

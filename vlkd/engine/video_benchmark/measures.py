@@ -97,12 +97,15 @@ class Semantic(Measure):
 
 
 class MetricMeasure(Measure):
-    """A measure whose counts are those of one metric."""
+    """A measure whose counts, and scores unless told otherwise, are those of one metric."""
 
     metric: VideoMetric
 
     def merge(self, other: MetricMeasure) -> None:
         self.metric.merge(other.metric)
+
+    def scores(self) -> dict[str, float]:
+        return self.metric.compute()
 
 
 class Consistency(MetricMeasure):
@@ -116,9 +119,6 @@ class Consistency(MetricMeasure):
     def add(self, pair: Pair) -> None:
         self.metric.update(*pair.semantic)
 
-    def scores(self) -> dict[str, float]:
-        return self.metric.compute()
-
 
 class FlowConsistency(MetricMeasure):
     """TC by the official rule, but over all videos."""
@@ -131,9 +131,6 @@ class FlowConsistency(MetricMeasure):
         assert self.settings.flow
         frames = map(pair.record.frame, pair.record.labelled)
         self.metric.update(pair.semantic[1], frames, flow_of(self.settings.flow, self.settings.device))
-
-    def scores(self) -> dict[str, float]:
-        return self.metric.compute()
 
 
 @lru_cache(maxsize=1)
@@ -172,19 +169,15 @@ class Tracking(MetricMeasure):
     def __init__(self, dataset: VideoDataset, settings: Benchmark) -> None:
         super().__init__(dataset, settings)
         count = len(dataset.names)
-        self.void = void_label(count)
         things = [k for k, thing in enumerate(dataset.isthing) if thing]
-        self.metric = STQMetric(count, things, self.void, sync_on_compute=False)
+        self.metric = STQMetric(count, things, void_label(count), sync_on_compute=False)
 
     def add(self, pair: Pair) -> None:
         truth, guess = pair.panoptic
         instances = (
             np.where(np.isin(truth.ids, list(truth.crowd)), 0, truth.ids) if truth.crowd else truth.ids
         )
-        self.metric.update(truth.semantic(self.void), instances, guess.semantic(self.void), guess.ids)
-
-    def scores(self) -> dict[str, float]:
-        return self.metric.compute()
+        self.metric.update(pair.true_classes, instances, guess.semantic(pair.void), guess.ids)
 
 
 class TrackAP(MetricMeasure):

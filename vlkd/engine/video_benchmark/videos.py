@@ -56,14 +56,15 @@ class Pair:
     @cached_property
     def semantic(self) -> tuple[Maps, Maps]:
         """Class indices (T,H,W) of truth and prediction."""
+        return self.true_classes, self._shown(self._predictions.semantic(self.record))
+
+    @cached_property
+    def true_classes(self) -> Maps:
+        """Class indices (T,H,W) of the truth."""
         if self.record.form == "panoptic":
-            truth = self.truth.semantic(self.void)
-        else:
-            frames = (self.record.semantic(t) for t in self.record.labelled)
-            truth = np.stack(
-                [labels.astype(label_type(self.void)) for labels in frames if labels is not None]
-            )
-        return truth, self._shown(self._predictions.semantic(self.record))
+            return self.truth.semantic(self.void)
+        frames = (self.record.semantic(t) for t in self.record.labelled)
+        return np.stack([labels.astype(label_type(self.void)) for labels in frames if labels is not None])
 
     @cached_property
     def panoptic(self) -> tuple[IdMaps, IdMaps]:
